@@ -1,0 +1,56 @@
+"""`cfa`: find and localise defects in product images after seeing good ones only.
+
+>>> from cfa_cli import FitConfig, fit, load_bundle, predict, save_bundle
+
+The names are resolved when they are first used, so that importing the package loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cfa_cli.engine.fit import fit
+    from cfa_cli.engine.predict import predict
+    from cfa_cli.errors import CfaError
+    from cfa_cli.files.bundle import load_bundle, save_bundle
+    from cfa_cli.records import Bundle, FitConfig, FitResult, Prediction
+
+__all__ = [
+    "Bundle",
+    "CfaError",
+    "FitConfig",
+    "FitResult",
+    "Prediction",
+    "fit",
+    "load_bundle",
+    "predict",
+    "save_bundle",
+]
+
+_HOMES = {
+    "fit": "cfa_cli.engine.fit",
+    "predict": "cfa_cli.engine.predict",
+    "CfaError": "cfa_cli.errors",
+    "load_bundle": "cfa_cli.files.bundle",
+    "save_bundle": "cfa_cli.files.bundle",
+    "Bundle": "cfa_cli.records",
+    "FitConfig": "cfa_cli.records",
+    "FitResult": "cfa_cli.records",
+    "Prediction": "cfa_cli.records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cfa_cli' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

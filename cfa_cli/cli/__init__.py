@@ -1,0 +1,1 @@
+"""FLOOR 3, the terminal: parse, call, render. One file per command."""

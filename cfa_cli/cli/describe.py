@@ -1,0 +1,53 @@
+"""A model in words, for the summary of `fit` and for `info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cfa_cli.records import Bundle, Geometry
+
+
+def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
+    """Describe a model by names and values."""
+    config, calibration, provenance = bundle.config, bundle.calibration, bundle.provenance
+    descriptor, bank = bundle.tensors["descriptor.weight"].shape, bundle.tensors["bank"].shape
+    facts = [
+        ("Backbone", f"{bundle.backbone.name} ({', '.join(bundle.backbone.layers)})"),
+        ("Weights", f"{bundle.backbone.weights} (sha256 {bundle.backbone.sha256[:12]})"),
+        ("Geometry", _geometry(bundle.geometry, bundle.grid)),
+        ("Descriptor", f"{descriptor[1] - 2} + 2 -> {descriptor[0]} channels"),
+        ("Bank", f"{bank[0]} centroids ({config.bank})"),
+        ("Threshold", _threshold(bundle)),
+        ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
+        ("Trained", f"{config.epochs} epochs, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
+    ]
+    if bundle.backbone.warning:
+        facts.append(("Warning", bundle.backbone.warning))
+    return facts
+
+
+def model_document(bundle: Bundle) -> dict[str, Any]:
+    """Describe a model for --json."""
+    from dataclasses import asdict
+
+    names = ("config", "geometry", "backbone", "calibration", "provenance")
+    document: dict[str, Any] = {name: asdict(getattr(bundle, name)) for name in names}
+    document["grid"] = bundle.grid
+    document["tensors"] = {name: list(t.shape) for name, t in bundle.tensors.items() if not name.startswith("backbone")}
+    return document
+
+
+def _geometry(geometry: Geometry, grid: tuple[int, int]) -> str:
+    text = f"full frame to {geometry.size[0]} x {geometry.size[1]} px"
+    if geometry.crop:
+        text += f", centre {geometry.crop[0]} x {geometry.crop[1]} px"
+    return f"{text} (height x width), {grid[0]} x {grid[1]} positions"
+
+
+def _threshold(bundle: Bundle) -> str:
+    calibration = bundle.calibration
+    return (
+        f"{calibration.threshold:.4g}, from {len(calibration.holdout_scores)} held-out good images: aims at "
+        f"{calibration.max_fpr:.1%} of good images over it, expect {calibration.fpr_low:.1%} to "
+        f"{calibration.fpr_high:.1%}"
+    )

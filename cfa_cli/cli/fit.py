@@ -1,0 +1,103 @@
+"""`cfa fit GOOD_DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cfa_cli.cli import options
+from cfa_cli.errors import ExitCode
+
+
+def fit(
+    good_dir: Annotated[Path, typer.Argument(help="A folder of good images; its subfolders are searched too.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")] = options.DEFAULT_MODEL,
+    preset: options.PresetOption = options.Preset.DEFAULT,
+    backbone: options.Backbone = None,
+    layers: options.Layers = None,
+    weights: options.WeightsOption = None,
+    size: options.Size = None,
+    crop: options.Crop = None,
+    bank: options.Bank = None,
+    gamma_c: options.GammaC = None,
+    gamma_d: options.GammaD = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    lr: options.LearningRate = None,
+    seed: options.Seed = None,
+    holdout: options.Holdout = None,
+    max_fpr: options.MaxFpr = None,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Learn what good parts look like, from a folder of good images alone.
+
+    Some of the images are held out from training: the threshold comes from them. The model is one file that
+    `cfa predict` needs nothing beside.
+    """
+    from cfa_cli.cli import describe, render
+
+    config = options.build_config(
+        preset,
+        size=size,
+        crop=crop,
+        layers=layers,
+        backbone=backbone,
+        weights=weights,
+        bank=bank.value if bank else None,
+        gamma_c=gamma_c,
+        gamma_d=gamma_d,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        holdout=holdout,
+        max_fpr=max_fpr,
+        device=device,
+        precision=precision.value if precision else None,
+    )
+    with render.Terminal(quiet, verbose) as terminal:
+        terminal.note("Starting ...")
+        from cfa_cli.engine.fit import fit as run_fit
+        from cfa_cli.files.bundle import check_free, save_bundle
+
+        check_free(out, force)
+        result = run_fit(good_dir, config, progress=terminal.progress, notify=terminal.note)
+        written = save_bundle(result.bundle, out, force)
+    for path, reason in result.skipped:
+        terminal.warn(f"Left out: {reason or path}")
+    for warning in result.warnings:
+        terminal.warn(warning)
+    if json:
+        render.print_json(
+            {
+                "command": "fit",
+                "model": str(out),
+                "bytes": written,
+                "seconds": result.seconds,
+                "train_images": result.train_images,
+                "holdout_images": result.holdout_images,
+                "skipped": [{"path": path, "reason": reason} for path, reason in result.skipped],
+                "losses": result.losses,
+                "warnings": result.warnings,
+                **describe.model_document(result.bundle),
+            }
+        )
+    else:
+        images = f"{result.train_images} to train on, {result.holdout_images} held out for the threshold"
+        render.print_facts(
+            "Model",
+            [
+                ("Images", images + (f", {len(result.skipped)} left out" if result.skipped else "")),
+                *describe.model_facts(result.bundle),
+                ("Time", render.duration(result.seconds)),
+                ("File", f"{out} ({render.file_size(written)})"),
+            ],
+        )
+    return ExitCode.PARTIAL if result.skipped else ExitCode.DONE

@@ -1,0 +1,29 @@
+"""`cfa info BUNDLE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cfa_cli.cli import options
+
+
+def info(
+    bundle: Annotated[Path, typer.Argument(help="A model that `cfa fit` wrote.")] = options.DEFAULT_MODEL,
+    json: options.Json = False,
+) -> None:
+    """Show what a model is: its backbone, geometry, threshold and where it comes from."""
+    from cfa_cli.cli import describe, render
+    from cfa_cli.files.bundle import load_bundle
+
+    model = load_bundle(bundle)
+    if json:
+        render.print_json({"command": "info", "model": str(bundle), **describe.model_document(model)})
+        return
+    images = f"{model.provenance.images} good images (list sha256 {model.provenance.images_sha256[:12]})"
+    versions = f"torch {model.provenance.torch}, timm {model.provenance.timm}, Python {model.provenance.python}"
+    size = render.file_size(bundle.stat().st_size)
+    facts = [("File", f"{bundle} ({size})"), ("Images", images), *describe.model_facts(model), ("Versions", versions)]
+    render.print_facts("Model", facts)

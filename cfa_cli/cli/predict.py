@@ -1,0 +1,187 @@
+"""`cfa predict PATH...`."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cfa_cli.cli import options
+from cfa_cli.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from cfa_cli.cli.render import Terminal
+    from cfa_cli.records import Bundle, Calibration, Prediction
+
+WORST_SHOWN = 10
+SAVE_CHOICES = ("overlay", "map", "mask", "heatmap", "none")
+
+
+def predict(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Images, folders or globs; - reads paths from stdin.")
+    ] = None,
+    watch: Annotated[
+        Path | None, typer.Option(help="Stay up and score each image that arrives in this folder, until Ctrl-C.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write results to.")] = Path("maps"),
+    model: options.Model = options.DEFAULT_MODEL,
+    save: Annotated[
+        str, typer.Option(help=f"What to write beside scores.csv, with commas: {', '.join(SAVE_CHOICES)}.")
+    ] = "overlay",
+    threshold: Annotated[float | None, typer.Option(help="Score above which an image is anomalous.")] = None,
+    max_fpr: options.MaxFpr = None,
+    fail_on_anomaly: Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if one is found.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    force: options.Force = False,
+    device: options.Device = "auto",
+    precision: options.PrecisionOption = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Score images and show where their defects are.
+
+    Writes scores.csv, overlays and report.html. Without --threshold or --max-fpr the model's own threshold is used,
+    which comes from held-out good images.
+    """
+    from cfa_cli.cli import render
+
+    saved = _parse_save(save)
+    if threshold is not None and max_fpr is not None:
+        raise UsageError("--threshold and --max-fpr exclude each other.", "Give one of them.")
+    if bool(paths) == (watch is not None):
+        raise UsageError("Give either images to score, or --watch with a folder.", "For example: cfa predict photos/")
+    with render.Terminal(quiet, verbose) as terminal:
+        terminal.note("Starting ...")
+        from dataclasses import replace
+
+        from cfa_cli.engine.calibrate import recalibrate
+        from cfa_cli.engine.scorer import load_scorer
+        from cfa_cli.files.bundle import load_bundle
+        from cfa_cli.files.inputs import find_sources
+        from cfa_cli.files.outputs import ResultWriter
+        from cfa_cli.files.report import write_report
+
+        bundle = load_bundle(model)
+        bundle = replace(bundle, calibration=recalibrate(bundle.calibration, max_fpr, threshold))
+        sources = find_sources(paths, sys.stdin) if paths else []
+        if bundle.backbone.warning:
+            terminal.warn(bundle.backbone.warning)
+        scorer = load_scorer(bundle, device, precision.value if precision else None)
+        summary = Summary()
+        with ResultWriter(out, saved, bundle, resume=resume, force=force) as writer:
+            waiting = [source for source in sources if not writer.is_done(source)]
+            if watch is not None:
+                from cfa_cli.cli.watching import watch_folder
+
+                watch_folder(scorer, watch, bundle.calibration.threshold, writer, out, summary.add, terminal, json)
+            for prediction in _score(scorer, waiting, bundle.calibration, bool(saved), terminal):
+                writer.write(prediction)
+                summary.add(prediction)
+        if saved:
+            write_report(out, bundle, command=["cfa", *sys.argv[1:]])
+    if json and watch is None:
+        render.print_json(summary.document(out, bundle))
+    elif not json:
+        summary.show(out, bundle, already_done=len(sources) - len(waiting))
+    if fail_on_anomaly and summary.anomalous:
+        return ExitCode.ANOMALY
+    return ExitCode.PARTIAL if summary.errors else ExitCode.DONE
+
+
+def _score(
+    scorer: Any, sources: list[Any], calibration: Calibration, keep_images: bool, terminal: Terminal
+) -> Iterator[Prediction]:
+    from cfa_cli.engine.scorer import score_sources
+    from cfa_cli.records import Progress
+
+    stream = score_sources(scorer, sources, calibration.threshold, keep_images=keep_images)
+    for number, prediction in enumerate(stream, start=1):
+        terminal.progress(Progress("scoring", number, len(sources)))
+        yield prediction
+
+
+def _parse_save(text: str) -> frozenset[str]:
+    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [part for part in chosen if part not in SAVE_CHOICES]
+    if unknown or not chosen:
+        wrong = unknown[0] if unknown else text
+        raise UsageError(f"--save does not know '{wrong}'.", f"Choose from {', '.join(SAVE_CHOICES)}, with commas.")
+    if "none" in chosen and len(chosen) > 1:
+        raise UsageError("--save none excludes everything else.", "Leave none out, or the others.")
+    return frozenset(chosen) - {"none"}
+
+
+class Summary:
+    """Counts and the worst images of a run; its memory does not grow with the number of images."""
+
+    def __init__(self) -> None:
+        self.good = self.anomalous = self.errors = 0
+        self.milliseconds = 0.0
+        self._worst: list[tuple[float, str, str]] = []
+        self._failed: list[tuple[str, str]] = []
+
+    def add(self, prediction: Prediction) -> None:
+        """Count one result."""
+        if prediction.score is None:
+            self.errors += 1
+            if len(self._failed) < WORST_SHOWN:
+                self._failed.append((str(prediction.source.path), prediction.error or ""))
+            return
+        self.milliseconds += prediction.milliseconds or 0.0
+        if prediction.label == "anomalous":
+            self.anomalous += 1
+        else:
+            self.good += 1
+        entry = (prediction.score, str(prediction.source.path), str(prediction.label))
+        if len(self._worst) < WORST_SHOWN:
+            heapq.heappush(self._worst, entry)
+        else:
+            heapq.heappushpop(self._worst, entry)
+
+    def document(self, out: Path, bundle: Bundle) -> dict[str, Any]:
+        """Return the run for --json."""
+        return {
+            "command": "predict",
+            "out": str(out),
+            "scores": str(out / "scores.csv"),
+            "threshold": bundle.calibration.threshold,
+            "images": self.good + self.anomalous + self.errors,
+            "good": self.good,
+            "anomalous": self.anomalous,
+            "errors": [{"path": path, "error": error} for path, error in self._failed],
+            "error_count": self.errors,
+            "worst": [{"path": path, "score": score, "label": label} for score, path, label in self._sorted()],
+        }
+
+    def show(self, out: Path, bundle: Bundle, already_done: int) -> None:
+        """Print the run on stdout."""
+        from cfa_cli.cli import render
+
+        threshold = bundle.calibration.threshold
+        rows = [(f"{score:.4g}", f"{score / threshold:.2f}", label, path) for score, path, label in self._sorted()]
+        if rows:
+            columns = ("score", "of threshold", "label", "image")
+            render.print_table("Highest scores", columns, rows, numeric=columns[:2])
+        scored = self.good + self.anomalous
+        facts = [("Images", f"{self.anomalous} anomalous, {self.good} good")]
+        if already_done:
+            facts.append(("Done before", f"{already_done}"))
+        if self.errors:
+            facts.append(("Not read", f"{self.errors}"))
+            facts += [("", error) for _, error in self._failed]
+        facts.append(("Threshold", f"{threshold:.4g}"))
+        if scored:
+            facts.append(("Time", f"{self.milliseconds / scored:.1f} ms an image"))
+        facts.append(("Results", f"{out / 'scores.csv'}"))
+        if (out / "report.html").exists():
+            facts.append(("Report", f"{out / 'report.html'}"))
+        render.print_facts("Result", facts)
+
+    def _sorted(self) -> list[tuple[float, str, str]]:
+        return sorted(self._worst, reverse=True)

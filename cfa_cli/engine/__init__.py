@@ -1,0 +1,1 @@
+"""FLOOR 2, the verbs: fit, predict, benchmark, export, calibrate, metrics."""

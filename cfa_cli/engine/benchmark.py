@@ -1,0 +1,242 @@
+"""The verb `benchmark`: every category, backbone and seed; resumable, and in parallel."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import timm
+import torch
+
+from cfa_cli import __version__
+from cfa_cli.engine.evaluate import Job, data_digest, run
+from cfa_cli.engine.fit import check_config
+from cfa_cli.engine.results import Failure, Results, Run, document, read_results, rows, write_text
+from cfa_cli.engine.tables import markdown
+from cfa_cli.errors import CfaError, UsageError
+from cfa_cli.files.datasets import Dataset
+from cfa_cli.files.weights import load_weights
+from cfa_cli.model.backbone import Backbone, check_backbone_name
+from cfa_cli.model.device import choose_device
+from cfa_cli.records import FitConfig, Progress
+
+
+@dataclass(frozen=True)
+class BenchmarkProgress:
+    """Where a benchmark is."""
+
+    done: int  # runs, those of earlier sessions included
+    total: int
+    run: str | None  # which run `step` is of: "bottle (resnet18, seed 0)"
+    step: Progress | None  # None when a run has ended
+
+
+BenchmarkCallback = Callable[[BenchmarkProgress], None]
+
+
+def benchmark(
+    dataset: Dataset,
+    config: FitConfig | None = None,
+    *,
+    out: Path,
+    backbones: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    jobs: int = 1,
+    save_models: bool = False,
+    save_maps: bool = False,
+    force: bool = False,
+    command: str = "",
+    progress: BenchmarkCallback = lambda step: None,
+    notify: Callable[[str], None] = lambda note: None,
+) -> Results:
+    """Fit and test each category of `dataset` with each of `backbones` and `seeds` (`config`'s own if empty).
+
+    After each run `out` has `results.json`, `.csv` and `.md`; runs that are there already, of the same options and
+    data, are not done again, unless `force` starts over. `save_models` keeps the models in `out/models`, `save_maps`
+    the score maps in `out/maps`, as MVTec's evaluator reads them: RUN/CATEGORY/test/KIND/NAME.tiff, float32, at the
+    image's size. `jobs` > 1 runs as many processes at a time, on all GPUs in turn. `command` is kept with the results.
+
+    A run that fails is reported in the results' failures and stops no other. Raises what is wrong with all runs before
+    the first: UsageError, WeightsError, DeviceError, and InputError where `out` holds other results or cannot be
+    written.
+    """
+    config = config or FitConfig()
+    backbones, seeds = list(dict.fromkeys(backbones or [config.backbone])), list(dict.fromkeys(seeds or [config.seed]))
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs} is too small.", "Use for example --jobs 2.")
+    weights = _check(config, backbones, notify)
+    results = Results(dataset.name, replace(config, backbone=backbones[0], seed=seeds[0]), (), (), versions())
+    if not force:
+        results = read_results(out, results)
+    data = {category.name: data_digest(category) for category in dataset.categories}
+    current = [
+        each
+        for each in results.runs
+        if data.get(each.category, each.data_sha256) == each.data_sha256
+        and weights.get(each.backbone, each.weights_sha256) == each.weights_sha256
+    ]
+    results = replace(results, runs=tuple(current))
+    known = {(each.backbone, each.seed, each.category) for each in results.runs}
+    wanted = [
+        Job(category, replace(config, backbone=backbone, seed=seed), *_places(out, backbone, seed, category.name))
+        for backbone in backbones
+        for seed in seeds
+        for category in dataset.categories
+    ]
+    pending = [
+        replace(job, model=job.model if save_models else None, maps=job.maps if save_maps else None)
+        for job in wanted
+        if (job.config.backbone, job.config.seed, job.category.name) not in known
+    ]
+    _write(out, results)
+    done = len(wanted) - len(pending)
+    progress(BenchmarkProgress(done, len(wanted), None, None))
+
+    def report(job: Job, step: Progress) -> None:
+        progress(BenchmarkProgress(done, len(wanted), _title(job), step))
+
+    for job, outcome in _outcomes(pending, jobs, report):
+        if isinstance(outcome, Run):
+            results = replace(results, runs=(*results.runs, replace(outcome, command=command)))
+        else:
+            results = replace(results, failures=(*results.failures, outcome))
+            notify(f"{_title(job)} failed: {outcome.error}")
+        _write(out, results)
+        done += 1
+        progress(BenchmarkProgress(done, len(wanted), _title(job), None))
+    return results
+
+
+def _write(out: Path, results: Results) -> None:
+    write_text(out / "results.json", json.dumps(document(results), indent=1, allow_nan=False) + "\n")
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows(results))
+    write_text(out / "results.csv", table.getvalue())
+    write_text(out / "results.md", markdown(results))
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on besides the options."""
+    return {
+        "cfa": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "platform": platform.platform(),
+        "processors": str(os.cpu_count()),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], None]) -> dict[str, str]:
+    """Find what would fail in every run before the first one: options, device, weights. Returns the weights' sha256."""
+    check_config(config)
+    choose_device(config.device)
+    digests = {}
+    for backbone in backbones:
+        check_backbone_name(backbone)
+        weights = load_weights(config.weights, backbone, notify)
+        Backbone(backbone, config.layers, weights.state_dict)
+        digests[backbone] = weights.sha256
+    return digests
+
+
+def _places(out: Path, backbone: str, seed: int, category: str) -> tuple[Path, Path]:
+    run_name = f"{backbone}-seed{seed}"
+    return out / "models" / run_name / f"{category}.safetensors", out / "maps" / run_name
+
+
+def _title(job: Job) -> str:
+    return f"{job.category.name} ({job.config.backbone}, seed {job.config.seed})"
+
+
+def _outcomes(
+    pending: Sequence[Job], jobs: int, report: Callable[[Job, Progress], None]
+) -> Iterator[tuple[Job, Run | Failure]]:
+    """Do all jobs; yield each one's outcome as it ends."""
+    if jobs == 1 or not pending:
+        for job in pending:
+            yield job, _attempt(job, partial(report, job))
+        return
+    processes: set[BaseProcess] = set()
+    device = pending[0].config.device
+    gpus = torch.cuda.device_count() if ":" not in device and choose_device(device).type == "cuda" else 0
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="cfa-benchmark")
+    try:
+        futures: dict[Future[Run | Failure], Job] = {}
+        for index, job in enumerate(pending):
+            if gpus > 1:
+                job = replace(job, config=replace(job.config, device=f"cuda:{index % gpus}"))
+            futures[pool.submit(_attempt_in_process, job, threads, processes, partial(report, job))] = job
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(processes):  # on Ctrl-C
+            process.terminate()
+
+
+def _attempt(job: Job, report: Callable[[Progress], None]) -> Run | Failure:
+    try:
+        return run(job, report)
+    except CfaError as error:
+        return _failure(job, " ".join(filter(None, (error.message, error.hint))))
+    except Exception as error:  # one category's bug, or lack of memory, does not lose the others
+        return _failure(job, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _failure(job: Job, error: str, trace: str | None = None) -> Failure:
+    return Failure(job.config.backbone, job.config.seed, job.category.name, error, trace)
+
+
+def _attempt_in_process(
+    job: Job, threads: int, processes: set[BaseProcess], report: Callable[[Progress], None]
+) -> Run | Failure:
+    """Run a job in a process of its own, which takes its memory with it when it ends, or when it is killed."""
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork, and neither do threads
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, threads, sender), daemon=True)
+    process.start()
+    processes.add(process)
+    sender.close()
+    try:
+        while isinstance(message := receiver.recv(), Progress):
+            report(message)
+        outcome: Run | Failure = message
+        return outcome
+    except EOFError:
+        process.join()
+        return _failure(
+            job,
+            f"Its process was ended from outside (exit code {process.exitcode}); most often memory ran out. "
+            "Use fewer --jobs.",
+        )
+    finally:
+        process.join()
+        processes.discard(process)
+        receiver.close()
+
+
+def _work(job: Job, threads: int, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its processes
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    sender.send(_attempt(job, sender.send))

@@ -1,0 +1,114 @@
+"""Thresholds and the colour scale, from held-out good images alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cfa_cli.errors import UsageError
+from cfa_cli.records import Calibration
+
+INTERVAL = 0.9  # of the false-positive rate that a threshold really has
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A score, and the 90 % interval of the share of good images that it flags."""
+
+    value: float
+    fpr_low: float
+    fpr_high: float
+
+
+def choose_threshold(scores: Sequence[float], max_fpr: float) -> Threshold:
+    """Choose the score that at most `max_fpr` of good images lie over, from n held-out good scores.
+
+    A new good image lies over the k-th smallest of n scores with probability 1 - k / (n + 1), whatever the scores'
+    distribution; k is the smallest for which this is at most `max_fpr`. With too few scores for that (n + 1 <
+    1 / max_fpr) the largest is taken. The rate that the threshold really has is distributed as Beta(n + 1 - k, k),
+    which gives the interval. Raises UsageError unless 0 < max_fpr < 1.
+    """
+    check_max_fpr(max_fpr)
+    ordered = sorted(scores)
+    n = len(ordered)
+    k = min(n, math.ceil((n + 1) * (1 - max_fpr) - 1e-9))
+    low, high = _fpr_interval(n, k)
+    # A threshold of zero, from images without any distance, would leave no scale to show scores on.
+    value = max(ordered[k - 1], float(np.finfo(np.float32).tiny))
+    return Threshold(value, low, high)
+
+
+def check_max_fpr(max_fpr: float) -> None:
+    """Raise UsageError unless 0 < max_fpr < 1."""
+    if not 0 < max_fpr < 1:
+        raise UsageError(f"--max-fpr {max_fpr} is not between 0 and 1.", "Use for example --max-fpr 0.05.")
+
+
+def calibrate(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float) -> Calibration:
+    """Calibrate a model from the scores and maps (H, W) of held-out good images.
+
+    The pixel threshold aims at the same: at most `max_fpr` of good images have any pixel over it. The colour scale
+    starts at the median pixel of good maps and has the pixel threshold in its middle, so that a good part looks good.
+    """
+    peaks = [float(m.max()) for m in maps]
+    image, pixel = choose_threshold(scores, max_fpr), choose_threshold(peaks, max_fpr)
+    low = float(np.median([np.median(m) for m in maps]))
+    return Calibration(
+        max_fpr=max_fpr,
+        threshold=image.value,
+        pixel_threshold=pixel.value,
+        display_low=min(low, pixel.value / 2),
+        display_high=2 * pixel.value - min(low, pixel.value / 2),
+        fpr_low=image.fpr_low,
+        fpr_high=image.fpr_high,
+        holdout_scores=tuple(sorted(scores)),
+        holdout_peaks=tuple(sorted(peaks)),
+    )
+
+
+def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshold: float | None = None) -> Calibration:
+    """Return the calibration for another `max_fpr` (from the kept held-out scores) or a fixed image `threshold`.
+
+    A fixed threshold moves the pixel threshold in proportion. The colour scale stays: it is the model's.
+    """
+    if threshold is not None:
+        if not (math.isfinite(threshold) and threshold > 0):
+            raise UsageError(f"--threshold {threshold} is not a positive number.", "`cfa info` shows the model's own.")
+        n = len(calibration.holdout_scores)
+        under = sum(score <= threshold for score in calibration.holdout_scores)
+        low, high = _fpr_interval(n, under) if under else (0.0, 1.0)
+        return replace(
+            calibration,
+            max_fpr=1 - under / n,
+            threshold=threshold,
+            pixel_threshold=calibration.pixel_threshold * threshold / calibration.threshold,
+            fpr_low=low,
+            fpr_high=high,
+        )
+    if max_fpr is None:
+        return calibration
+    image = choose_threshold(calibration.holdout_scores, max_fpr)
+    pixel_threshold = choose_threshold(calibration.holdout_peaks, max_fpr).value
+    return replace(
+        calibration,
+        max_fpr=max_fpr,
+        threshold=image.value,
+        pixel_threshold=pixel_threshold,
+        fpr_low=image.fpr_low,
+        fpr_high=image.fpr_high,
+    )
+
+
+def _fpr_interval(n: int, k: int) -> tuple[float, float]:
+    from scipy.stats import beta
+
+    low, high = beta.interval(INTERVAL, n + 1 - k, k)
+    return float(low), float(high)
+
+
+def normalize(score: float, threshold: float) -> float:
+    """Map a score >= 0 to 0..1: 0.5 at the threshold, rising throughout, never reaching 1."""
+    return score / (score + threshold)

@@ -1,0 +1,143 @@
+"""One run of a benchmark: fit on a category's good images, score its test images, measure."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cfa_cli.engine.fit import fit
+from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
+from cfa_cli.engine.results import Run
+from cfa_cli.engine.scorer import load_scorer, score_sources
+from cfa_cli.errors import InputError
+from cfa_cli.files.bundle import save_bundle
+from cfa_cli.files.datasets import Category, read_mask
+from cfa_cli.files.outputs import write_picture
+from cfa_cli.files.overlays import resize_map
+from cfa_cli.records import Bundle, FitConfig, Progress, ProgressCallback, Source
+
+_ASPECT_TOLERANCE = 0.02  # a mask may be of another size than its image, but not of another shape
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run."""
+
+    category: Category
+    config: FitConfig
+    model: Path | None = None  # where to keep the model
+    maps: Path | None = None  # the folder to keep the score maps in
+
+
+def run(job: Job, progress: ProgressCallback = lambda step: None) -> Run:
+    """Fit, score and measure one category. Test images are looked at by the metrics alone.
+
+    Pixel metrics are taken at each mask's own resolution, on good images at the image's.
+    Raises what `fit` raises, and InputError for test images or masks that cannot be read or do not fit together.
+    """
+    category, config = job.category, job.config
+    _reset_peak_memory()
+    result = fit(list(category.train), config, progress=progress)
+    bundle = result.bundle
+    if job.model is not None:
+        save_bundle(bundle, job.model, force=True)
+    scores, pixels, milliseconds = _score(job, bundle, progress)
+    labels = [image.anomalous for image in category.test]
+    image = image_metrics(scores, labels)
+    threshold = threshold_metrics(scores, labels, bundle.calibration.threshold)
+    return Run(
+        backbone=config.backbone,
+        seed=config.seed,
+        category=category.name,
+        image_auroc=image.auroc,
+        image_f1max=image.f1_max,
+        pixel_auroc=pixels.auroc,
+        aupro=pixels.aupro,
+        pixel_f1max=pixels.f1_max,
+        threshold=bundle.calibration.threshold,
+        fpr=threshold.fpr,
+        recall=threshold.recall,
+        f1=threshold.f1,
+        train_images=result.train_images,
+        holdout_images=result.holdout_images,
+        test_good=labels.count(False),
+        test_anomalous=labels.count(True),
+        fit_seconds=result.seconds,
+        milliseconds=milliseconds,
+        peak_memory_mb=_peak_memory_mb(),
+        peak_device_memory_mb=torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None,
+        device=config.device,
+        input_size=bundle.geometry.input_size,
+        weights=bundle.backbone.weights,
+        weights_sha256=bundle.backbone.sha256,
+        data_sha256=data_digest(category),
+        warnings=(*(f"{path} was left out: {reason}" for path, reason in result.skipped), *result.warnings),
+    )
+
+
+def data_digest(category: Category) -> str:
+    """Digest the names and sizes of a category's files, so that results of other data are not taken for its own."""
+    digest = hashlib.sha256()
+    for path in (*category.train, *(p for t in category.test for p in (t.path, t.mask) if p is not None)):
+        digest.update(f"{path.parent.name}/{path.name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[float], CurveMetrics, float]:
+    """Image scores in the order of the test images, the pixel metrics, and the mean milliseconds an image."""
+    test, pixels = job.category.test, PixelMetrics()
+    has_masks = job.category.has_masks
+    scores: list[float] = []
+    times: list[float] = []
+    sources = [Source(image.path, image.path.name) for image in test]
+    scorer = load_scorer(bundle, job.config.device)
+    predictions = score_sources(scorer, sources, bundle.calibration.threshold, keep_images=True)
+    for number, (image, prediction) in enumerate(zip(test, predictions, strict=True), start=1):
+        if prediction.score is None or prediction.map is None or prediction.image is None:
+            raise InputError(f"A test image cannot be read: {prediction.error}")
+        scores.append(prediction.score)
+        times.append(prediction.milliseconds or 0.0)
+        size = prediction.image.shape[:2]
+        if job.maps is not None:
+            write_picture(
+                job.maps / job.category.name / "test" / image.kind / f"{image.path.stem}.tiff",
+                resize_map(prediction.map, bundle.geometry, size),
+            )
+        if has_masks:
+            mask = read_mask(image.mask) if image.mask is not None else np.zeros(size, np.uint8)
+            if abs(mask.shape[0] * size[1] / (mask.shape[1] * size[0]) - 1) > _ASPECT_TOLERANCE:
+                raise InputError(
+                    f"The mask {image.mask} ({mask.shape[1]} x {mask.shape[0]} px) does not fit its image "
+                    f"({size[1]} x {size[0]} px)."
+                )
+            pixels.update(resize_map(prediction.map, bundle.geometry, mask.shape), mask)
+        progress(Progress("testing", number, len(test)))
+    return scores, pixels.compute(), float(np.mean(times))
+
+
+def _reset_peak_memory() -> None:
+    """Linux can forget a process's peak; elsewhere the peak is that of all runs so far."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # some containers forbid it
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float | None:
+    """Physical memory that this process has used at most; None where the system does not tell."""
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) * 1024 / 1e6
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return None

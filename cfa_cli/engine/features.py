@@ -1,0 +1,97 @@
+"""The backbone's pooled maps of all training images: computed once, kept in half precision.
+
+The backbone is frozen and its input is not augmented, so every epoch would compute the same maps again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor
+
+from cfa_cli.errors import InputError
+
+MEMORY_SHARE = 0.4  # of the memory that is free: past it, the maps go to a file
+
+
+class FeatureStore:
+    """Levels of up to `capacity` images: in memory while they fit the budget, else in a memory-mapped file.
+
+    The file lies in the cache folder and has no name there (or is deleted by the system when it closes), so nothing of
+    it stays behind, not even after a crash. `budget` is in bytes; None: 40 % of the memory that is free.
+    Raises InputError if the disk cannot hold the file.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], capacity: int, budget: int | None = None) -> None:
+        self.shapes = list(shapes)  # (C_l, h_l, w_l) of each level
+        self.count = 0
+        self._sizes = [prod(shape) for shape in shapes]
+        row = sum(self._sizes)
+        self._file: IO[bytes] | None = None
+        if capacity * row * 2 <= (available_memory() * MEMORY_SHARE if budget is None else budget):
+            self._rows = torch.empty(capacity, row, dtype=torch.float16)
+        else:
+            self._rows = self._map_file(capacity, row)
+
+    def append(self, levels: Sequence[Tensor]) -> None:
+        """Add a batch of levels [(B, C_l, h_l, w_l)]; values past half precision's range are cut to it."""
+        batch = len(levels[0])
+        limit = torch.finfo(torch.float16).max
+        # Channels last: as the projection reads them.
+        flat = [level.permute(0, 2, 3, 1).flatten(1).clamp(-limit, limit) for level in levels]
+        self._rows[self.count : self.count + batch] = torch.cat(flat, dim=1).to("cpu", torch.float16)
+        self.count += batch
+
+    def levels(self, indices: Sequence[int] | Tensor, device: torch.device) -> list[Tensor]:
+        """Return the levels [(B, C_l, h_l, w_l)] float32 (channels last in memory) of the images at `indices`."""
+        rows = self._rows[torch.as_tensor(indices)].to(device).float()
+        parts = torch.split(rows, self._sizes, dim=1)
+        return [
+            part.view(-1, height, width, channels).permute(0, 3, 1, 2)
+            for part, (channels, height, width) in zip(parts, self.shapes, strict=True)
+        ]
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._rows
+        if self._file is not None:
+            self._file.close()
+
+    def _map_file(self, capacity: int, row: int) -> Tensor:
+        folder = Path(platformdirs.user_cache_dir("cfa")) / "features"
+        size = capacity * row * 2
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with the store
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, size)  # a full disk is said now, not by a bus error
+            mapped = np.memmap(self._file, np.float16, mode="w+", shape=(capacity, row))
+        except OSError as error:
+            raise InputError(
+                f"The features of {capacity} images need {size / 1e9:.1f} GB, more than memory or {folder} have room "
+                f"for: {error.strerror or error}.",
+                "Train on fewer images, choose a smaller --size, or set XDG_CACHE_HOME to a larger disk.",
+            ) from error
+        return torch.from_numpy(mapped)
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that can be taken without swapping; 4 GB where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 4_000_000_000

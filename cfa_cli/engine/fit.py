@@ -1,0 +1,293 @@
+"""The verb `fit`: good images in, a model out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+
+from cfa_cli import __version__
+from cfa_cli.engine.calibrate import calibrate, check_max_fpr
+from cfa_cli.engine.features import FeatureStore
+from cfa_cli.engine.reading import read_ahead
+from cfa_cli.engine.scorer import BATCH_SIZE, NetworkScorer, score_sources
+from cfa_cli.engine.training import train_descriptor
+from cfa_cli.errors import ImageError, InputError, UsageError
+from cfa_cli.files.images import read_image
+from cfa_cli.files.inputs import find_good_images
+from cfa_cli.files.weights import load_weights
+from cfa_cli.model.backbone import Backbone, check_backbone_name
+from cfa_cli.model.bank import compress, ema_bank, kmeans, mean_bank
+from cfa_cli.model.descriptor import Descriptor, descriptor_channels
+from cfa_cli.model.device import backbone_dtype, choose_device
+from cfa_cli.model.network import Network, extract_levels
+from cfa_cli.records import (
+    BackboneInfo,
+    Bundle,
+    FitConfig,
+    FitResult,
+    Geometry,
+    Progress,
+    ProgressCallback,
+    Provenance,
+    Source,
+)
+
+FEW_IMAGES = 20
+AUTO_PIXELS = 224 * 224
+AUTO_MULTIPLE = 16  # px: the coarsest stride
+AUTO_SAMPLE = 32  # images whose aspect decides
+
+
+def fit(
+    good: str | Path | Sequence[Path],
+    config: FitConfig | None = None,
+    *,
+    progress: ProgressCallback = lambda step: None,
+    notify: Callable[[str], None] = lambda note: None,
+) -> FitResult:
+    """Train and calibrate a model on good images: a folder (searched recursively), or a list of files.
+
+    Some of the images, chosen by the seed, are held out from training and calibrate the thresholds. `progress` is
+    called with each step, `notify` with one-line notes. Nothing is written.
+
+    Raises InputError for a folder without images and for fewer than 2 usable ones, UsageError for options that do not
+    fit together, WeightsError and DeviceError.
+    """
+    start = time.perf_counter()
+    config = config or FitConfig()
+    check_config(config)
+    folder, paths = None, []
+    if isinstance(good, str | Path):
+        folder = Path(good)
+        paths = find_good_images(folder)
+    else:
+        paths = list(good)
+    if len(paths) < 2:
+        raise InputError("Only 1 image was found; at least 2 are needed.", "Give a folder with 20 or more good images.")
+    device = choose_device(config.device)
+    dtype = backbone_dtype(config.precision, device)
+    check_backbone_name(config.backbone)
+    weights = load_weights(config.weights, config.backbone, notify)
+    backbone = Backbone(config.backbone, config.layers, weights.state_dict)
+    # The bundle keeps the weights as they came; the backbone may compute in a shorter type.
+    tensors = {f"backbone.{name}": tensor.numpy().copy() for name, tensor in backbone.weights().items()}
+    backbone.to(device, dtype).to(memory_format=torch.channels_last)
+    geometry = Geometry(config.size or _auto_size(paths), config.crop, backbone.mean, backbone.std)
+
+    sources = [Source(path, path.name) for path in paths]
+    shapes = _level_shapes(backbone, geometry, device)
+    with FeatureStore(shapes, len(paths)) as store:
+        usable, skipped = _read_features(store, backbone, sources, geometry, device, progress)
+        if len(usable) < 2:
+            raise InputError(
+                f"Only {len(usable)} of {len(paths)} images can be used; at least 2 are needed.",
+                f"The first that cannot: {skipped[0][1]}",
+            )
+        train, holdout = split_holdout(len(usable), config.holdout, config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            descriptor = Descriptor(
+                backbone.channels, descriptor_channels(config.backbone, backbone.channels, config.gamma_d)
+            ).to(device)
+        bank = _build_bank(store, train, descriptor, config, device, progress)
+
+        def on_batch(epoch: int, done: int, loss: float) -> None:
+            total, position = config.epochs * len(train), (epoch - 1) * len(train) + done
+            progress(Progress("training", position, total, loss=loss, epoch=epoch, epochs=config.epochs))
+
+        losses, radius = train_descriptor(store, train, descriptor, bank, config, on_batch)
+
+    grid = shapes[0][1], shapes[0][2]
+    descriptor.requires_grad_(False)
+    network = Network(backbone, descriptor, bank, grid, geometry.input_size, config.neighbours, config.sigma)
+    scorer = NetworkScorer(network, geometry, str(device), config.precision)
+    scores, maps = [], []
+    for number, result in enumerate(score_sources(scorer, [usable[i] for i in holdout], threshold=1.0), start=1):
+        progress(Progress("calibrating", number, len(holdout)))
+        if result.score is not None and result.map is not None:
+            scores.append(result.score)
+            maps.append(result.map)
+    if not scores:
+        raise InputError("The held-out images disappeared while the model was trained.", "Run the command again.")
+    tensors |= {
+        "descriptor.weight": descriptor.weight.cpu().numpy(),
+        "descriptor.bias": descriptor.bias.cpu().numpy(),
+        "bank": bank.cpu().numpy(),
+        "radius": radius.cpu().numpy(),
+    }
+    bundle = Bundle(
+        config=config,
+        geometry=geometry,
+        grid=grid,
+        backbone=BackboneInfo(config.backbone, backbone.layers, weights.origin, weights.sha256, weights.warning),
+        calibration=calibrate(scores, maps, config.max_fpr),
+        provenance=_provenance(folder, [source.path for source in usable], config.seed),
+        tensors=tensors,
+    )
+    return FitResult(
+        bundle=bundle,
+        train_images=len(train),
+        holdout_images=len(holdout),
+        skipped=tuple(skipped),
+        losses=tuple(losses),
+        seconds=time.perf_counter() - start,
+        warnings=tuple(_warnings(bundle, len(usable))),
+    )
+
+
+def check_config(config: FitConfig) -> None:
+    """Raise UsageError for values out of range or that do not fit together."""
+    check_max_fpr(config.max_fpr)
+    for value, option in [
+        (config.gamma_c, "--gamma-c"),
+        (config.gamma_d, "--gamma-d"),
+        (config.batch_size, "--batch-size"),
+        (config.epochs + 1, "--epochs"),
+        (config.neighbours, "neighbours"),
+    ]:
+        if value < 1:
+            raise UsageError(f"{option} is too small.", f"Give {option} a positive whole number.")
+    if not config.lr > 0:
+        raise UsageError(f"--lr {config.lr} is not positive.", "The paper's is 0.001.")
+    if not 0 < config.holdout < 1:
+        raise UsageError(f"--holdout {config.holdout} is not between 0 and 1.", "Use for example --holdout 0.2.")
+    if config.crop is not None:
+        if config.size is None:
+            raise UsageError("--crop needs a fixed --size.", "The paper's is --size 256 --crop 224.")
+        if config.crop[0] > config.size[0] or config.crop[1] > config.size[1]:
+            raise UsageError("--crop is larger than --size.", "The paper's is --size 256 --crop 224.")
+    for side in (*(config.size or ()), *(config.crop or ())):
+        if not 32 <= side <= 4096:
+            raise UsageError(f"A size of {side} px is out of range.", "Sizes go from 32 to 4096 px.")
+
+
+def split_holdout(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split `count` >= 2 images into those to train on and those held out, both ascending, at least one each."""
+    held = min(count - 1, max(1, round(count * share)))
+    order = np.random.default_rng(seed).permutation(count)
+    return sorted(order[held:].tolist()), sorted(order[:held].tolist())
+
+
+def _auto_size(paths: Sequence[Path]) -> tuple[int, int]:
+    """The median aspect of the images within 224² px, in multiples of the coarsest stride."""
+    aspects = []
+    for path in paths[:: -(-len(paths) // AUTO_SAMPLE)]:
+        try:
+            height, width = read_image(path).shape[:2]
+        except ImageError:
+            continue  # reported when all images are read
+        aspects.append(height / width)
+    aspect = float(np.clip(np.median(aspects) if aspects else 1.0, 1 / 8, 8))
+    height = max(AUTO_MULTIPLE * 2, round((AUTO_PIXELS * aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
+    width = max(AUTO_MULTIPLE * 2, round((AUTO_PIXELS / aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
+    return height, width
+
+
+def _level_shapes(backbone: Backbone, geometry: Geometry, device: torch.device) -> list[tuple[int, int, int]]:
+    with torch.inference_mode():
+        levels = extract_levels(backbone, torch.zeros(1, 3, *geometry.input_size, device=device))
+    return [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
+
+
+def _read_features(
+    store: FeatureStore,
+    backbone: Backbone,
+    sources: Sequence[Source],
+    geometry: Geometry,
+    device: torch.device,
+    progress: ProgressCallback,
+) -> tuple[list[Source], list[tuple[str, str]]]:
+    """Fill the store; return the sources that are in it, in its order, and the others with the reason."""
+    usable: list[Source] = []
+    skipped: list[tuple[str, str]] = []
+    waiting: list[Tensor] = []
+
+    def flush() -> None:
+        if waiting:
+            with torch.inference_mode():
+                images = torch.stack(waiting).to(device).contiguous(memory_format=torch.channels_last)
+                store.append(extract_levels(backbone, images))
+            waiting.clear()
+
+    stream = read_ahead(sources, geometry, keep_images=False, ahead=2 * BATCH_SIZE)
+    for number, decoded in enumerate(stream, start=1):
+        if decoded.input is None:
+            skipped.append((str(decoded.source.path), decoded.error or ""))
+        else:
+            usable.append(decoded.source)
+            waiting.append(decoded.input)
+        if len(waiting) == BATCH_SIZE:
+            flush()
+        progress(Progress("reading", number, len(sources)))
+    flush()
+    return usable, skipped
+
+
+def _build_bank(
+    store: FeatureStore,
+    images: Sequence[int],
+    descriptor: Descriptor,
+    config: FitConfig,
+    device: torch.device,
+    progress: ProgressCallback,
+) -> Tensor:
+    """Build the bank from the initial descriptor's output, image by image."""
+
+    def described() -> Iterator[Tensor]:
+        with torch.inference_mode():
+            for number, image in enumerate(images, start=1):
+                yield descriptor(store.levels([image], device)).flatten(0, 2)
+                progress(Progress("building the bank", number, len(images)))
+
+    if config.bank == "mean":
+        bank = mean_bank(described())
+    elif config.bank == "ema":
+        bank = ema_bank(described())
+    else:
+        bank = kmeans(torch.cat(list(described())), store.shapes[0][1] * store.shapes[0][2], config.seed)
+    with torch.inference_mode(False):
+        return compress(bank.clone().cpu(), config.gamma_c, config.seed).to(device)
+
+
+def _provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> Provenance:
+    digest = hashlib.sha256()
+    for path in paths:
+        name = path.relative_to(folder) if folder is not None else Path(path.name)
+        digest.update(f"{name.as_posix()}\0{path.stat().st_size}\n".encode())
+    # The day alone, so that the same fit gives the same bytes; SOURCE_DATE_EPOCH makes it hold on other days too.
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
+    return Provenance(
+        cfa=__version__,
+        torch=torch.__version__,
+        timm=timm.__version__,
+        python=platform.python_version(),
+        date=f"{now:%Y-%m-%d}",
+        images=len(paths),
+        images_sha256=digest.hexdigest(),
+        seed=seed,
+    )
+
+
+def _warnings(bundle: Bundle, images: int) -> Iterator[str]:
+    if bundle.backbone.warning:
+        yield bundle.backbone.warning
+    if images < FEW_IMAGES:
+        yield f"Only {images} images: the model has seen little variation. Give it {FEW_IMAGES} or more if you can."
+    calibration = bundle.calibration
+    if calibration.fpr_high > 2 * calibration.max_fpr:
+        yield (
+            f"The threshold rests on {len(calibration.holdout_scores)} held-out images: expect between "
+            f"{calibration.fpr_low:.0%} and {calibration.fpr_high:.0%} of good images over it (aim: "
+            f"{calibration.max_fpr:.0%})."
+        )

@@ -1,0 +1,55 @@
+"""Decoding ahead of the network: a few threads read while it computes, and no more images wait than it needs next."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from cfa_cli.errors import ImageError
+from cfa_cli.files.images import read_image
+from cfa_cli.model.preprocess import to_input
+from cfa_cli.records import Geometry, Source
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One source as it was read: `error`, or `input` (3, H, W) float32 and, where it is asked for, `image`."""
+
+    source: Source
+    input: Tensor | None
+    image: np.ndarray | None  # (h, w, 3) RGB, uint8 or uint16, source size
+    error: str | None
+    seconds: float
+
+
+def read_ahead(sources: Iterable[Source], geometry: Geometry, *, keep_images: bool, ahead: int) -> Iterator[Decoded]:
+    """Decode sources in order, at most `ahead` of them before they are asked for. An unreadable one has its error."""
+
+    def read(source: Source) -> Decoded:
+        start = time.perf_counter()
+        try:
+            image = read_image(source.path)
+        except ImageError as error:
+            return Decoded(source, None, None, error.message, time.perf_counter() - start)
+        tensor = to_input(image, geometry)
+        return Decoded(source, tensor, image if keep_images else None, None, time.perf_counter() - start)
+
+    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:
+        waiting: deque[Future[Decoded]] = deque()
+        try:
+            for source in sources:
+                waiting.append(pool.submit(read, source))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,128 @@
+"""A model ready to score."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfa_cli.engine.calibrate import normalize
+from cfa_cli.engine.reading import Decoded, read_ahead
+from cfa_cli.errors import BundleError, CfaError
+from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.descriptor import Descriptor
+from cfa_cli.model.device import backbone_dtype, choose_device
+from cfa_cli.model.network import Network
+from cfa_cli.model.search import NeighbourSearch
+from cfa_cli.records import Bundle, Geometry, Label, Precision, Prediction, Source
+
+BATCH_SIZE = 8
+
+
+class Scorer(Protocol):
+    """What scores batches: the engine's own network, or an exported one."""
+
+    geometry: Geometry
+
+    def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""
+        ...
+
+
+class NetworkScorer:
+    """A network on a device, with the quick search."""
+
+    def __init__(
+        self, network: Network, geometry: Geometry, device: str = "auto", precision: Precision = "auto"
+    ) -> None:
+        self.geometry = geometry
+        self.device = choose_device(device)
+        self.network = network.to(self.device).eval()
+        dtype = backbone_dtype(precision, self.device)
+        self.network.backbone.to(dtype).to(memory_format=torch.channels_last)
+        self.network.search = NeighbourSearch(self.network.bank)
+
+    def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""
+        with torch.inference_mode():
+            images = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
+            scores, maps = self.network(images)
+        return scores.cpu().numpy(), maps.cpu().numpy()
+
+
+def build_network(bundle: Bundle) -> Network:
+    """Rebuild a bundle's network, in float32 on the CPU. Raises BundleError if its tensors do not fit together."""
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
+    weights = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
+    try:
+        backbone = Backbone(bundle.backbone.name, bundle.backbone.layers, weights)
+    except CfaError as error:
+        raise BundleError(f"The model's backbone cannot be rebuilt: {error.message}", "Fit the model again.") from error
+    descriptor = Descriptor(backbone.channels, len(tensors["descriptor.bias"]))
+    if descriptor.weight.shape != tensors["descriptor.weight"].shape:
+        raise BundleError(
+            f"The model is damaged: descriptor.weight has shape {tuple(tensors['descriptor.weight'].shape)}, expected "
+            f"{tuple(descriptor.weight.shape)}.",
+            "Fit the model again.",
+        )
+    descriptor.load_state_dict({"weight": tensors["descriptor.weight"], "bias": tensors["descriptor.bias"]})
+    descriptor.requires_grad_(False)
+    config, geometry = bundle.config, bundle.geometry
+    return Network(
+        backbone, descriptor, tensors["bank"], bundle.grid, geometry.input_size, config.neighbours, config.sigma
+    )
+
+
+def load_scorer(bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> NetworkScorer:
+    """Make a bundle ready to score; `precision` None takes the one it was fitted with."""
+    return NetworkScorer(build_network(bundle), bundle.geometry, device, precision or bundle.config.precision)
+
+
+def score_sources(
+    scorer: Scorer,
+    sources: Iterable[Source],
+    threshold: float,
+    *,
+    keep_images: bool = False,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Prediction]:
+    """Score sources as a stream, in order; memory does not grow with their number.
+
+    Each Prediction's `map` is at the network's input size. An unreadable image has its `error` and no score.
+    """
+    batch: list[Decoded] = []
+    for decoded in read_ahead(sources, scorer.geometry, keep_images=keep_images, ahead=2 * batch_size):
+        batch.append(decoded)
+        if len(batch) == batch_size:
+            yield from _score_batch(scorer, batch, threshold)
+            batch = []
+    if batch:
+        yield from _score_batch(scorer, batch, threshold)
+
+
+def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> Iterator[Prediction]:
+    start = time.perf_counter()
+    inputs = [decoded.input for decoded in batch if decoded.input is not None]
+    results = iter(list(zip(*scorer(torch.stack(inputs)), strict=True)) if inputs else [])
+    share = (time.perf_counter() - start) / max(1, len(inputs))
+    for decoded in batch:
+        if decoded.input is None:
+            yield Prediction(decoded.source, None, None, threshold, None, None, error=decoded.error)
+            continue
+        value, score_map = next(results)
+        score = float(value)
+        label: Label = "anomalous" if score > threshold else "good"
+        yield Prediction(
+            decoded.source,
+            score,
+            normalize(score, threshold),
+            threshold,
+            label,
+            1000 * (decoded.seconds + share),
+            map=score_map,
+            image=decoded.image,
+        )

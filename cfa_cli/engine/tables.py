@@ -1,0 +1,188 @@
+"""A benchmark's tables, as the field prints them, beside the published figures where these compare."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from statistics import fmean
+from typing import Any
+
+from cfa_cli.engine.results import METRICS, Figure, Results, average, figure
+
+MVTEC = "MVTec AD"  # the one data set that CFA's published figures are of
+_EMPTY = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns; the last row is the average."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Published:
+    """One column of published figures of a backbone."""
+
+    heading: str
+    figures: dict[str, dict[str, float]]  # category, metric
+    note: str
+
+
+def tables(results: Results, threshold_report: bool = False) -> list[Table]:
+    """All tables: an overview of each backbone, then a table of each metric where there is something to compare.
+
+    `threshold_report` adds what the calibrated threshold does on the test images.
+    """
+    found = [_overview(results, backbone) for backbone in results.backbones]
+    if threshold_report:
+        found += [_threshold_report(results, backbone) for backbone in results.backbones]
+    if len(results.backbones) > 1 or any(_published(results, backbone) for backbone in results.backbones):
+        found += [_comparison(results, metric) for metric in METRICS]
+    return found
+
+
+def remarks(results: Results) -> list[str]:
+    """What a reader has to know about the figures: why no published ones stand beside them, warnings, failures."""
+    lines = [_why_nothing_published(results, each) for each in results.backbones if not _published(results, each)]
+    lines = list(dict.fromkeys(lines))
+    warnings: dict[str, list[str]] = {}
+    for run in results.runs:
+        for warning in run.warnings:
+            warnings.setdefault(warning, []).append(run.category)
+    for warning, categories in warnings.items():
+        names = list(dict.fromkeys(categories))
+        everywhere = len(names) == len(results.categories)
+        lines.append(warning if everywhere else f"{', '.join(names)}: {warning}")
+    lines += [f"{f.category} ({f.backbone}, seed {f.seed}) failed: {f.error}" for f in results.failures]
+    return lines
+
+
+def markdown(results: Results) -> str:
+    """results.md: the tables, the remarks, the versions, and the commands that repeat it."""
+    lines = [f"# {results.dataset}: results of `cfa benchmark`", ""]
+    for table in tables(results, threshold_report=True):
+        lines += [f"## {table.title}", "", _row(table.header), "|---" + "|---:" * (len(table.header) - 1) + "|"]
+        lines += [*map(_row, table.rows), "", *(f"{note}\n" for note in table.notes)]
+    lines += [f"- {remark}" for remark in remarks(results)]
+    lines += ["", "Metrics are exact, over all pixels at the masks' own resolution; averages are unweighted means."]
+    lines += ["Versions: " + ", ".join(f"{name} {text}" for name, text in results.versions.items()) + "."]
+    commands = dict.fromkeys(run.command for run in results.runs if run.command)
+    lines += ["", "To repeat it:", "", *(f"    {command}" for command in commands)] if commands else []
+    return "\n".join(lines) + "\n"
+
+
+def _overview(results: Results, backbone: str) -> Table:
+    """The five metrics, what the calibrated threshold does, and what it costs."""
+    columns = {**METRICS, "fpr": "FPR@t", "f1": "F1@t", "fit_seconds": "fit, s", "milliseconds": "ms an image"}
+    memory = [run.peak_memory_mb for run in results.runs if run.backbone == backbone and run.peak_memory_mb]
+    seeds = {run.seed for run in results.runs if run.backbone == backbone}
+    notes = ["@t: at the calibrated threshold, which comes from good training images alone."]
+    if len(seeds) > 1:
+        notes.append(f"Mean ± standard deviation over {len(seeds)} seeds.")
+    if memory:
+        notes.append(f"Peak memory: {max(memory):.0f} MB.")
+    return _table(f"{backbone} ({_weights(results, backbone)})", results, backbone, columns, tuple(notes))
+
+
+def _threshold_report(results: Results, backbone: str) -> Table:
+    columns = {"threshold": "threshold", "fpr": "FPR", "recall": "recall", "f1": "F1", "image_f1max": "F1-max"}
+    note = (
+        f"The threshold is set on held-out good images, so that it flags at most {results.config.max_fpr:.0%} of good "
+        "ones. F1-max is what the best threshold would give, chosen on the test images."
+    )
+    return _table(f"{backbone}: the calibrated threshold on the test images", results, backbone, columns, (note,))
+
+
+def _table(title: str, results: Results, backbone: str, columns: dict[str, str], notes: tuple[str, ...]) -> Table:
+    body = [
+        (category, *(_text(figure(results, backbone, category, field), field) for field in columns))
+        for category in results.categories
+    ]
+    last = ("average", *(_text(average(results, backbone, field), field) for field in columns))
+    return Table(title, ("category", *columns.values()), (*body, last), notes)
+
+
+def _comparison(results: Results, metric: str) -> Table:
+    """One metric: a column a backbone, and beside it the published figures and the difference."""
+    header, columns, notes = ["category"], [], []
+    for backbone in results.backbones:
+        ours = {category: figure(results, backbone, category, metric) for category in results.categories}
+        header.append(backbone)
+        columns.append(
+            [*(_text(each, metric) for each in ours.values()), _text(average(results, backbone, metric), metric)]
+        )
+        for published in _published(results, backbone):
+            theirs = {
+                category: published.figures[category][metric]
+                for category in results.categories
+                if metric in published.figures.get(category, {})
+            }
+            if theirs:
+                header += [published.heading, "difference"]
+                columns += _beside(ours, theirs)
+                notes.append(published.note)
+    body = zip([*results.categories, "average"], *columns, strict=True)
+    return Table(METRICS[metric], tuple(header), tuple(body), tuple(dict.fromkeys(notes)))
+
+
+def _beside(ours: dict[str, Figure | None], theirs: dict[str, float]) -> list[list[str]]:
+    """Two columns: published, and ours less published; the averages are of the categories that both have."""
+    published, difference, both = [], [], []
+    for category, mine in ours.items():
+        published.append(f"{theirs[category]:.3f}" if category in theirs else _EMPTY)
+        if mine is not None and category in theirs:
+            both.append((mine.mean, theirs[category]))
+            difference.append(f"{mine.mean - theirs[category]:+.3f}")
+        else:
+            difference.append(_EMPTY)
+    mean = fmean(their for _, their in both) if both else None
+    published.append(_EMPTY if mean is None else f"{mean:.3f}")
+    difference.append(_EMPTY if mean is None else f"{fmean(mine for mine, _ in both) - mean:+.3f}")
+    return [published, difference]
+
+
+def _published(results: Results, backbone: str) -> list[_Published]:
+    """The published figures that compare: those of the same data, backbone and weights."""
+    if results.dataset != MVTEC or _weights(results, backbone) != f"imagenet: {backbone}.tv_in1k":
+        return []
+    document: dict[str, Any] = json.loads(files("cfa_cli").joinpath("published", "mvtec_cfa.json").read_text("utf-8"))
+    found = []
+    if backbone in document:
+        found.append(_Published("anomalib", document[backbone], f"anomalib: {document['source']}."))
+    if authors := document.get(f"authors_{backbone}"):
+        way = "resize" if results.config.crop is None else "resize_and_crop"
+        found.append(_Published("authors†", authors[way], f"authors†: {authors['note']}."))
+    return found
+
+
+def _why_nothing_published(results: Results, backbone: str) -> str:
+    if results.dataset != MVTEC:
+        return f"No published figures stand beside these: those of CFA are of {MVTEC}, these are of {results.dataset}."
+    weights = _weights(results, backbone)
+    if backbone not in ("resnet18", "wide_resnet50_2"):
+        return f"There are no published figures of CFA with {backbone} to stand beside these."
+    return (
+        f"No published figures stand beside those of {backbone}: theirs come from the ImageNet weights "
+        f"({backbone}.tv_in1k), these from other ones ({weights})."
+    )
+
+
+def _weights(results: Results, backbone: str) -> str:
+    return ", ".join(dict.fromkeys(run.weights for run in results.runs if run.backbone == backbone))
+
+
+def _text(found: Figure | None, field: str) -> str:
+    if found is None:
+        return _EMPTY
+    digits = 1 if field in ("fit_seconds", "milliseconds") else 3
+    spread = "" if found.spread is None else f" ± {found.spread:.{digits}f}"
+    return f"{found.mean:.{digits}f}{spread}"
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"

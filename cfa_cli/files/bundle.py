@@ -1,0 +1,195 @@
+"""Models on disk: one safetensors file that holds all that `predict` needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from cfa_cli import __version__
+from cfa_cli.errors import BundleError, InputError
+from cfa_cli.files.atomic import atomic_path
+from cfa_cli.records import BackboneInfo, Bundle, Calibration, FitConfig, Geometry, Provenance
+
+FORMAT = 1  # raised when an older cfa could not read the file
+METADATA_KEY = "cfa"
+MAX_HEADER_BYTES = 4_000_000
+_SECTIONS = {
+    "config": FitConfig,
+    "geometry": Geometry,
+    "backbone": BackboneInfo,
+    "calibration": Calibration,
+    "provenance": Provenance,
+}
+_REFIT = "Fit the model again with `cfa fit`, or name another file with --model."
+
+
+def save_bundle(bundle: Bundle, path: str | Path, force: bool = False) -> int:
+    """Write `bundle` to `path` atomically and return its size in bytes; the same bundle gives the same bytes.
+
+    Raises InputError if the file exists (unless `force`) or cannot be written.
+    """
+    path = Path(path)
+    check_free(path, force)
+    document: dict[str, Any] = {"format": FORMAT, "grid": bundle.grid}
+    document |= {name: asdict(getattr(bundle, name)) for name in _SECTIONS}
+    metadata = {METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False), "cfa_version": __version__}
+    # Through a view of contiguous arrays: safetensors writes the memory as it lies, whatever the strides say.
+    data = to_bytes({name: np.asarray(t, order="C") for name, t in sorted(bundle.tensors.items())}, metadata)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    return len(data)
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Raise InputError if `path` is a folder, or exists and `force` is not set."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder.", "Name a file with --out.")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already.", "Add --force to overwrite it, or name another file with --out.")
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read a bundle; everything in it is checked before it is used. Raises BundleError with what is wrong."""
+    path = Path(path)
+    if not path.exists():
+        raise BundleError(f"There is no model at {path}.", "Make one with `cfa fit GOOD_DIR`, or name it with --model.")
+    if path.is_dir():
+        raise BundleError(f"{path} is a folder, not a model.", "Name the .safetensors file that `cfa fit` wrote.")
+    try:
+        _check_header_size(path)
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            document = _parse_document(path, metadata)
+            _check_types(path, file)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise BundleError(f"{path} is no whole safetensors file: {error}.", _REFIT) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}.", _REFIT) from error
+    try:
+        sections = {name: _build(kind, document[name], name) for name, kind in _SECTIONS.items()}
+        grid = _build(tuple[int, int], document["grid"], "grid")
+        bundle = Bundle(grid=grid, tensors=tensors, **sections)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path} has a damaged description: {error}.", _REFIT) from error
+    _check_values(path, bundle)
+    return bundle
+
+
+def _check_header_size(path: Path) -> None:
+    """Refuse a hostile header before the library reads it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= size - 8:
+        raise BundleError(f"{path} is no whole safetensors file (it is {size} bytes long).", _REFIT)
+    if length > MAX_HEADER_BYTES:
+        raise BundleError(f"{path} has a header of {length} bytes, more than any model of cfa.", _REFIT)
+
+
+def _parse_document(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if METADATA_KEY not in metadata:
+        raise BundleError(
+            f"{path} is a safetensors file, but no model of cfa.",
+            "Backbone weights go to `cfa fit --weights`; --model takes what `cfa fit` wrote.",
+        )
+    try:
+        document = json.loads(metadata[METADATA_KEY])
+        version = document["format"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BundleError(f"{path} has a damaged description.", _REFIT) from error
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(f"{path} has a damaged description: format {version!r}.", _REFIT)
+    if version > FORMAT:
+        writer = metadata.get("cfa_version", "a newer version")
+        raise BundleError(
+            f"{path} was written by cfa {writer} in format {version}; this is cfa {__version__}, which reads up to "
+            f"format {FORMAT}.",
+            f"Upgrade with `pipx upgrade cfa-cli` to cfa {writer} or later.",
+        )
+    assert isinstance(document, dict)
+    return document
+
+
+def _check_types(path: Path, file: Any) -> None:
+    for name in file.keys():  # noqa: SIM118
+        kind = file.get_slice(name).get_dtype()
+        if kind != "F32":
+            raise BundleError(f"{path} is damaged: tensor {name} has type {kind}, expected F32.", _REFIT)
+
+
+def _check_values(path: Path, bundle: Bundle) -> None:
+    def fail(reason: str) -> typing.NoReturn:
+        raise BundleError(f"{path} is damaged: {reason}.", _REFIT)
+
+    for name in ("descriptor.weight", "descriptor.bias", "bank", "radius"):
+        if name not in bundle.tensors:
+            fail(f"tensor {name} is missing")
+    shapes = {name: tensor.shape for name, tensor in bundle.tensors.items()}
+    weight, bank = shapes["descriptor.weight"], shapes["bank"]
+    if len(weight) != 4 or weight[2:] != (1, 1) or weight[1] < 3:
+        fail(f"descriptor.weight has shape {weight}, expected (D, C + 2, 1, 1)")
+    if shapes["descriptor.bias"] != weight[:1]:
+        fail(f"descriptor.bias has shape {shapes['descriptor.bias']}, expected {weight[:1]}")
+    if len(bank) != 2 or bank[1] != weight[0] or bank[0] < 1:
+        fail(f"bank has shape {bank}, expected (M, {weight[0]})")
+    if shapes["radius"] != ():
+        fail(f"radius has shape {shapes['radius']}, expected a single number")
+    for name, tensor in bundle.tensors.items():
+        if not np.isfinite(tensor).all():
+            fail(f"tensor {name} holds NaN or infinity")
+    sides = (*bundle.geometry.size, *bundle.geometry.input_size, *bundle.grid)
+    if not all(1 <= side <= 16384 for side in sides):
+        fail(f"its sizes {sides} are out of range")
+    if any(i > s for i, s in zip(bundle.geometry.input_size, bundle.geometry.size, strict=True)):
+        fail("its crop is larger than its size")
+    calibration = bundle.calibration
+    if not calibration.threshold > 0 or not calibration.pixel_threshold > 0:
+        fail("its threshold is not positive")
+    if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
+        fail("its calibration is incomplete")
+    if bundle.config.neighbours < 1 or bundle.config.sigma < 0:
+        fail("its configuration is out of range")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turn JSON into the record, tuple or number that an annotation asks for; raise ValueError where it is not one."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is no object")
+        hints = typing.get_type_hints(kind)
+        names = {field.name for field in fields(kind)}
+        if set(value) != names:
+            raise ValueError(f"{where} has wrong fields: {', '.join(sorted(set(value) ^ names))[:200]}")
+        return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in names})
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is no list")
+        each = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
+        if len(each) != len(value):
+            raise ValueError(f"{where} has {len(value)} entries, expected {len(each)}")
+        return tuple(_build(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(each, value, strict=True)))
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise ValueError(f"{where} is {str(value)[:60]!r}, expected {getattr(kind, '__name__', kind)}")

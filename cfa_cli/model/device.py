@@ -1,0 +1,41 @@
+"""Devices, and the number formats that they multiply natively."""
+
+from __future__ import annotations
+
+import torch
+
+from cfa_cli.errors import DeviceError, UsageError
+from cfa_cli.records import Precision
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device for auto | cpu | cuda | cuda:N | mps. Raises DeviceError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+        raise UsageError(f"There is no device called '{name}'.", "Use --device auto, cpu, cuda, cuda:N or mps.")
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }[kind]
+    if not there:
+        raise DeviceError(f"The device '{name}' is not there on this machine.", "Use --device auto or --device cpu.")
+    return torch.device(name)
+
+
+def backbone_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the type that the backbone computes in; `auto` is bfloat16 where the device multiplies it natively."""
+    if precision != "auto":
+        if precision == "float16" and device.type == "cpu":
+            raise UsageError("float16 is for accelerators.", "Use --precision auto, float32 or bfloat16 on the CPU.")
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    return torch.bfloat16 if native_bfloat16(device) else torch.float32
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bfloat16 natively (on the CPU: AMX or AVX512-BF16)."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

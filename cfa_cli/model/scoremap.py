@@ -1,0 +1,66 @@
+"""From distances to anomaly scores: per position, as a map, and for the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def position_scores(squared: Tensor) -> Tensor:
+    """Score positions by softmin over their K nearest distances: the first weight times the first distance.
+
+    squared (..., K): squared distances, ascending. Returns (...): scores >= 0 (paper, equation 6).
+    """
+    distances = squared.clamp_min(0).sqrt()
+    return torch.softmax(-distances, dim=-1)[..., 0] * distances[..., 0]
+
+
+class ScoreMap(nn.Module):
+    """Position scores (B, h, w) to score maps (B, H, W): bilinear upsampling, then a Gaussian.
+
+    Both steps are linear and separable, so together they are one small matrix for the rows and one for the columns:
+    map = R S Cᵀ. The Gaussian is cut off at 4 sigma and mirrors at the border with the edge pixel repeated, as
+    scipy.ndimage's default does. `sigma` is in pixels of the network's input.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int], sigma: float) -> None:
+        super().__init__()
+        self.register_buffer("rows", _upsample_and_smooth(grid[0], size[0], sigma), persistent=False)
+        self.register_buffer("columns", _upsample_and_smooth(grid[1], size[1], sigma), persistent=False)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Map position scores (B, h, w) to score maps (B, H, W), float32."""
+        return self.rows @ scores @ self.columns.T
+
+
+def image_scores(maps: Tensor) -> Tensor:
+    """Score images by their maps' maxima: (B, H, W) to (B,)."""
+    return maps.amax(dim=(-2, -1))
+
+
+def _upsample_and_smooth(source: int, target: int, sigma: float) -> Tensor:
+    return (_gaussian_matrix(target, sigma) @ _bilinear_matrix(source, target)).float()
+
+
+def _bilinear_matrix(source: int, target: int) -> Tensor:
+    """Return (target, source): half-pixel centres (align_corners false), clamped at the border."""
+    centres = ((torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5).clamp(0, source - 1)
+    distance = (centres[:, None] - torch.arange(source, dtype=torch.float64)).abs()
+    return (1 - distance).clamp_min(0)
+
+
+def _gaussian_matrix(size: int, sigma: float) -> Tensor:
+    """Return (size, size): each row the Gaussian's weights around its pixel, mirrored into the image."""
+    if sigma == 0:
+        return torch.eye(size, dtype=torch.float64)
+    radius = int(4 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    position = (torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)) % (2 * size)
+    mirrored = torch.where(position < size, position, 2 * size - 1 - position)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, mirrored, kernel.expand(size, -1))

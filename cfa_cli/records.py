@@ -1,0 +1,167 @@
+"""The records that the floors hand to each other: frozen, plain, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BankKind = Literal["mean", "ema", "kmeans"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Label = Literal["good", "anomalous"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything that `fit` can be told. The defaults are `--preset default`; see `PRESETS`."""
+
+    backbone: str = "resnet18"
+    layers: tuple[str, ...] | None = None  # strides ("8") or timm module names ("layer2"); None: strides 4, 8, 16
+    weights: str = "auto"  # auto | imagenet | embedded | a file
+    size: tuple[int, int] | None = (224, 224)  # (height, width) in px; None: the training images' aspect, 224² px
+    crop: tuple[int, int] | None = None  # centre crop after the resize, (height, width) in px
+    bank: BankKind = "mean"
+    gamma_c: int = 1  # the bank is compressed to (h*w) / gamma_c centroids
+    gamma_d: int = 1  # the descriptor has C / gamma_d channels
+    neighbours: int = 3  # K = J of the paper
+    epochs: int = 30
+    batch_size: int = 4
+    lr: float = 1e-3
+    weight_decay: float = 5e-4
+    sigma: float = 4.0  # of the score map's Gaussian, px of the network's input
+    holdout: float = 0.2  # share of the good images kept from training, for calibration
+    max_fpr: float = 0.05  # share of good images that the threshold may flag
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+PRESETS = {"default": FitConfig(), "paper": FitConfig()}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What happens to an image on its way into the network. Sizes are (height, width) in px."""
+
+    size: tuple[int, int]  # the full frame is resized to this
+    crop: tuple[int, int] | None  # then this much of its centre is kept
+    mean: tuple[float, float, float]  # RGB, of values in 0..1: the backbone's own
+    std: tuple[float, float, float]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input, px."""
+        return self.crop or self.size
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """Which backbone, and where its weights came from."""
+
+    name: str
+    layers: tuple[str, ...]  # module names of the maps that are used, finest first
+    weights: str  # "embedded" | "imagenet: resnet18.tv_in1k" | "file: NAME"
+    sha256: str  # of the weights as they were read
+    warning: str | None = None  # kept wherever the model is shown
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the held-out good images say. Scores are distances: >= 0, no unit."""
+
+    max_fpr: float  # share of good images that may be flagged, 0..1
+    threshold: float  # image score above which an image is anomalous
+    pixel_threshold: float  # map value above which a pixel is marked
+    display_low: float  # the colour scale's ends, map values
+    display_high: float
+    fpr_low: float  # 90 % interval of the false-positive rate that this threshold really has
+    fpr_high: float
+    holdout_scores: tuple[float, ...]  # image scores, ascending
+    holdout_peaks: tuple[float, ...]  # each map's maximum, ascending
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from."""
+
+    cfa: str
+    torch: str
+    timm: str
+    python: str
+    date: str  # YYYY-MM-DD, UTC
+    images: int  # good images read, held-out ones included
+    images_sha256: str  # of the list of relative paths and file digests
+    seed: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model: all that `predict` needs.
+
+    Tensors (float32 unless said): `descriptor.weight (D, C+2, 1, 1)`, `descriptor.bias (D,)`, `bank (M, D)`,
+    `radius ()`, and `backbone.*`.
+    """
+
+    config: FitConfig
+    geometry: Geometry
+    grid: tuple[int, int]  # h, w
+    backbone: BackboneInfo
+    calibration: Calibration
+    provenance: Provenance
+    tensors: dict[str, np.ndarray] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of long work, for a progress bar."""
+
+    phase: str  # "reading", "bank", "training", "calibrating", ...
+    done: int
+    total: int
+    unit: str = "images"
+    loss: float | None = None
+    epoch: int | None = None  # from 1
+    epochs: int | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` made."""
+
+    bundle: Bundle
+    train_images: int
+    holdout_images: int
+    skipped: tuple[tuple[str, str], ...]  # (path, reason) of images that could not be read
+    losses: tuple[float, ...]  # mean loss of each epoch
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to score: where it is, and the relative name under which its results are written."""
+
+    path: Path
+    name: str  # POSIX, relative, unique among the inputs of a run
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's result. `image` and `map` are dropped (None) once they are written."""
+
+    source: Source
+    score: float | None  # image score, >= 0; None if the image could not be read
+    normalized: float | None  # 0..1, 0.5 at the threshold
+    threshold: float
+    label: Label | None
+    milliseconds: float | None  # this image's share of its batch's time from decoding to map
+    error: str | None = None
+    map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
+    image: np.ndarray | None = field(default=None, repr=False)  # (h, w, 3) RGB, uint8 or uint16, source size

@@ -1,0 +1,199 @@
+"""Trains a resnet18 (conv1 to layer3) from scratch on drawn images, and exports it in half precision.
+
+    python train.py --out runs/first --export backbone.safetensors
+
+Stopped at any time, the same command goes on from the last checkpoint, on the same path. On CPUs use one process a core:
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 train.py ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import time
+from pathlib import Path
+
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from batches import CELL, Batch, Batches, light_up
+from defects import KINDS
+from muon import Muon
+from pool import open_pool
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WIDTHS = {"layer1": 64, "layer2": 128, "layer3": 256}
+
+
+class Trunk(nn.Module):
+    """resnet18 up to layer3, under timm's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = timm.create_model("resnet18", pretrained=False, zero_init_last=False)
+        for name in ("conv1", "bn1", "act1", "maxpool", *WIDTHS):
+            setattr(self, name, getattr(whole, name))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        maps = []
+        for name in WIDTHS:
+            x = getattr(self, name)(x)
+            maps.append(x)
+        return maps
+
+
+class Student(nn.Module):
+    """The trunk and its linear heads, on every level: which class is this, and what is broken here?
+
+    The heads are linear and see the 3x3 average, since that is how the detector reads the features.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.trunk = Trunk()
+        self.classify = nn.ModuleList(nn.Conv2d(width, classes, 1) for width in WIDTHS.values())
+        self.detect = nn.ModuleList(nn.Conv2d(width, len(KINDS) + 1, 1) for width in WIDTHS.values())
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        side = x.shape[-1] // CELL
+        maps = [F.avg_pool2d(m, 3, 1, 1) for m in self.trunk(x)]
+        cells = [F.adaptive_avg_pool2d(m, side) for m in maps]
+        classes = [head(m).float() for head, m in zip(self.classify, cells, strict=True)]
+        defects = [head(m).float() for head, m in zip(self.detect, maps, strict=True)]
+        return classes, defects
+
+
+def class_loss(logits: list[Tensor], target: Tensor) -> Tensor:
+    return torch.stack([F.cross_entropy(level, target, label_smoothing=0.1) for level in logits]).mean()
+
+
+def defect_loss(logits: list[Tensor], where: Tensor) -> Tensor:
+    """Cross entropy over kinds at strides 4 (all levels added up, as the detector does), 8 and 16."""
+    joint = logits[0] + sum(F.interpolate(m, logits[0].shape[-2:], mode="bilinear") for m in logits[1:])
+    # Most cells are good: without a weight the first thousands of steps learn nothing else.
+    weight = torch.full((len(KINDS) + 1,), 4.0, device=where.device)
+    weight[0] = 1.0
+    total = torch.zeros((), device=where.device)
+    for level, share in ((joint, 1.0), (logits[1], 0.25), (logits[2], 0.25)):
+        cell = where.shape[-1] // level.shape[-1]
+        target = F.max_pool2d(where[:, None].float(), cell)[:, 0].long()
+        total = total + share * F.cross_entropy(level, target, weight)
+    return total
+
+
+def learning_rate(step: int, steps: int, decay: int) -> float:
+    """Share of the peak: a short warm-up, a plateau, and straight down to zero over the last `decay` steps.
+
+    Until the decay begins the path does not depend on `steps`: a run may be made longer or shorter while it goes.
+    """
+    return min(1.0, (step + 1) / 100, (steps - step) / decay)
+
+
+def export(trunk: nn.Module, path: Path, facts: dict[str, str]) -> None:
+    tensors = {
+        name: tensor.detach().cpu().half().contiguous()
+        for name, tensor in trunk.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"licence": "Apache-2.0", "architecture": "resnet18", **facts})
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the log")
+    parser.add_argument("--export", type=Path, help="where to write the averaged trunk (.safetensors)")
+    parser.add_argument("--pool", type=Path, default=Path("pool.npy"), help="drawn images; drawn first if missing")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--classes", type=int, default=1000, help="procedural classes in the pool")
+    parser.add_argument("--instances", type=int, default=20, help="images a class in the pool")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--decay", type=int, default=1500, help="how many of the last steps bring the rate to zero")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--crops", type=int, nargs="+", default=[64, 96, 128], help="multiples of 16; one a batch")
+    parser.add_argument("--objective", choices=["classes", "defects", "both"], default="both")
+    parser.add_argument("--lr", type=float, default=0.05, help="peak rate, relative to the weights' norm")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    device = torch.device(args.device)
+    # Processes meet once a step, at the gradients. Threads meet several times a layer, which on a machine that also
+    # does other work took up to five times the CPU time for the same step.
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(args.seed)
+    pool = open_pool(args.pool, args.seed, args.classes, args.instances, 160, os.cpu_count() or 1)
+    model = Student(args.classes).to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(model.trunk).requires_grad_(False)
+    optimizer = Muon(model, args.lr)
+    mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+
+    first = 0
+    checkpoint = args.out / "checkpoint.pt"
+    args.out.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+
+    batches = Batches(pool, args.seed, args.batch, args.crops, args.steps)
+    loader = DataLoader(batches, None, sampler=range(first, args.steps), num_workers=args.workers, prefetch_factor=4)
+    log = (args.out / "log.jsonl").open("a")
+    started, seen = time.perf_counter(), 0
+    running = torch.zeros(2)
+    batch: Batch
+    for step, batch in enumerate(loader, first):
+        images, classes, where = (part.to(device, non_blocking=True) for part in batch)
+        x = (light_up(images, args.seed, step) - mean) / std
+        with torch.autocast(device.type, torch.bfloat16):
+            class_logits, defect_logits = model(x.contiguous(memory_format=torch.channels_last))
+        losses = class_loss(class_logits, classes), defect_loss(defect_logits, where)
+        loss = (args.objective != "defects") * losses[0] + (args.objective != "classes") * 3 * losses[1]
+        loss.backward()
+        optimizer.step(learning_rate(step, args.steps, args.decay))
+
+        blend = min(0.998, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for kept, new in zip(average.state_dict().values(), model.trunk.state_dict().values(), strict=True):
+                kept.lerp_(new, 1 - blend) if kept.is_floating_point() else kept.copy_(new)
+
+        seen += args.batch
+        running += torch.stack(losses).detach().cpu()
+        done = step + 1
+        if done % 50 == 0:
+            rate = seen / (time.perf_counter() - started)
+            left = (args.steps - done) * args.batch / rate / 60
+            c, d = (running / 50).tolist()
+            running.zero_()
+            print(f"step {done}/{args.steps}  class {c:.3f}  defect {d:.4f}  {rate:.0f} images/s  {left:.1f} min left",
+                  flush=True)  # fmt: skip
+            log.write(json.dumps({"step": done, "class": c, "defect": d, "rate": rate}) + "\n")
+            log.flush()
+        if done % 200 == 0 or done == args.steps:
+            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "step": done}, checkpoint.with_suffix(".partial"))
+            os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+            facts = {"seed": str(args.seed), "steps": f"{done} of {args.steps}", "objective": args.objective}
+            if args.export:
+                export(average, args.export, facts)
+
+
+if __name__ == "__main__":
+    main()

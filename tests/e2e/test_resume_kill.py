@@ -1,0 +1,69 @@
+"""Runs that are killed, for real, and taken up again."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from tests.files.results import make_bundle
+
+ROOT = Path(__file__).parents[2]
+IMAGES = 120
+WRITE = f"""
+import sys
+from pathlib import Path
+from cfa_cli.files.outputs import KINDS, ResultWriter
+from tests.files.results import make_bundle, make_prediction
+with ResultWriter(Path(sys.argv[1]), frozenset(KINDS), make_bundle(), resume=True, workers=2) as writer:
+    print("at work", flush=True)
+    for index in range({IMAGES}):
+        prediction = make_prediction(Path(f"in/{{index:03}}.png"), 1 + index / 100, f"{{index:03}}.png", (200, 200))
+        if not writer.is_done(prediction.source):
+            writer.write(prediction)
+"""
+
+
+def write_until(out, seconds):
+    """Start the run, and kill it after it has been at work for so long. Returns whether it was killed."""
+    with subprocess.Popen([sys.executable, "-c", WRITE, str(out)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"at work\n"
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        return process.wait() == -signal.SIGKILL
+
+
+def rows(out):
+    with (out / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pictures(out):
+    found = [path for path in out.rglob("*") if path.suffix in (".png", ".jpg", ".tiff")]
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def test_a_run_killed_many_times_loses_nothing_and_does_nothing_twice(tmp_path):
+    assert make_bundle().calibration.threshold == 1.5
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, "-c", WRITE, str(whole)], cwd=ROOT, check=True, capture_output=True)
+    chance, kills = random.Random(0), 0
+    while write_until(out, chance.uniform(0, 0.15)):
+        kills += 1
+        done = [row["path"] for row in rows(out)[:-1]]  # the last may be torn
+        assert done == [f"in/{index:03}.png" for index in range(len(done))]
+        for path in pictures(out):
+            with Image.open(path) as picture:
+                picture.load()  # raises where it is not whole
+        assert kills < 500
+    assert kills >= 5
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert [path.relative_to(out) for path in pictures(out)] == [path.relative_to(whole) for path in pictures(whole)]
+    assert not [name for _, _, names in os.walk(out) for name in names if name.startswith(".")]
+    for mine, other in zip(pictures(out), pictures(whole), strict=True):
+        assert mine.read_bytes() == other.read_bytes()

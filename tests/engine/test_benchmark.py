@@ -1,0 +1,237 @@
+"""The benchmark: what it measures against public libraries, taking up where it stopped, failures, and its tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from cfa_cli.engine.benchmark import benchmark
+from cfa_cli.engine.predict import predict
+from cfa_cli.engine.results import Results, Run
+from cfa_cli.engine.tables import markdown, remarks, tables
+from cfa_cli.errors import InputError, UsageError, WeightsError
+from cfa_cli.files.bundle import load_bundle
+from cfa_cli.files.datasets import open_dataset
+from cfa_cli.records import FitConfig
+from tests.engine.trees import make_tree
+
+CONFIG = FitConfig(weights="embedded", size=(64, 64), epochs=1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two categories, two seeds, with models and maps; the tree, the folder of results, and the results."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    root, out = make_tree(folder / "tree", ["bolt", "nut"]), folder / "out"
+    steps = []
+    results = benchmark(
+        open_dataset(str(root)),
+        CONFIG,
+        out=out,
+        seeds=[3, 4],
+        save_models=True,
+        save_maps=True,
+        command="cfa benchmark x",
+        progress=steps.append,
+    )
+    assert [(s.done, s.total) for s in steps if s.step is None] == [(n, 4) for n in range(5)]
+    assert {s.step.phase for s in steps if s.step} >= {"reading", "training", "testing"}
+    return root, out, results
+
+
+def test_the_figures_are_those_of_the_saved_model_and_maps(finished):
+    root, out, results = finished
+    (run,) = [r for r in results.runs if (r.category, r.seed) == ("nut", 4)]
+    bundle = load_bundle(out / "models/resnet18-seed4/nut.safetensors")
+    assert (bundle.config.seed, bundle.calibration.threshold) == (4, run.threshold)
+    scores, labels, pixels, truth = [], [], [], []
+    for path in sorted((root / "nut/test").rglob("*.png")):
+        (prediction,) = predict(bundle, path)
+        saved = cv2.imread(str(out / f"maps/resnet18-seed4/nut/test/{path.parent.name}/{path.stem}.tiff"), -1)
+        assert (saved.dtype, saved.shape) == (np.float32, (48, 56))
+        np.testing.assert_allclose(saved, prediction.map, rtol=1e-3)
+        mask = cv2.imread(str(root / f"nut/ground_truth/{path.parent.name}/{path.stem}_mask.png"), 0)
+        scores.append(prediction.score)
+        labels.append(path.parent.name != "good")
+        pixels.append(saved.ravel())
+        truth.append(np.zeros(saved.size) if mask is None else mask.ravel() > 0)
+    assert run.image_auroc == pytest.approx(roc_auc_score(labels, scores))
+    assert run.pixel_auroc == pytest.approx(roc_auc_score(np.concatenate(truth), np.concatenate(pixels)), abs=1e-12)
+    flagged, bad = np.array(scores) > run.threshold, np.array(labels)
+    assert (run.fpr, run.recall) == pytest.approx((flagged[~bad].mean(), flagged[bad].mean()))
+    assert (run.train_images, run.holdout_images, run.test_good, run.test_anomalous) == (6, 2, 3, 3)
+    assert run.fit_seconds > 0 < run.milliseconds
+    assert run.peak_memory_mb is None or 50 < run.peak_memory_mb < 20_000
+
+
+def test_what_is_written(finished):
+    _, out, results = finished
+    document = json.loads((out / "results.json").read_text())
+    assert document["version"] == 1
+    assert document["failures"] == []
+    assert [tuple(run["input_size"]) for run in document["runs"]] == [(64, 64)] * 4
+    by_seed = [np.mean([r.aupro for r in results.runs if r.seed == seed]) for seed in (3, 4)]
+    expected = {"mean": pytest.approx(np.mean(by_seed)), "spread": pytest.approx(np.std(by_seed, ddof=1))}
+    assert document["averages"]["resnet18"]["aupro"] == expected
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["category"], int(r["seed"]), float(r["aupro"])) for r in rows] == [
+        (r.category, r.seed, r.aupro) for r in results.runs
+    ]
+    text = (out / "results.md").read_text()
+    assert f"{np.mean(by_seed):.3f} ± {np.std(by_seed, ddof=1):.3f}" in text
+    assert "    cfa benchmark x\n" in text
+
+
+def test_what_is_finished_is_not_run_again(finished, tmp_path, monkeypatch):
+    root, out, results = finished
+    (tmp_path / "results.json").write_bytes((out / "results.json").read_bytes())
+    (tmp_path / "tree").symlink_to(root)
+    monkeypatch.setattr("cfa_cli.engine.evaluate.fit", lambda *_, **__: pytest.fail("it ran again"))
+    again = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3, 4])
+    assert again.runs == results.runs
+    some = benchmark(open_dataset(str(root), None, ["bolt"]), CONFIG, out=tmp_path, seeds=[4])
+    assert some.runs == results.runs  # what others asked for stays
+    with pytest.raises(InputError, match=r"epochs 1, not 2"):
+        benchmark(open_dataset(str(root)), replace(CONFIG, epochs=2), out=tmp_path)
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(InputError, match="not the results of a benchmark"):
+        benchmark(open_dataset(str(root)), CONFIG, out=tmp_path)
+
+
+def test_other_data_is_run_again(finished, tmp_path):
+    _, out, results = finished
+    root = make_tree(tmp_path / "tree", ["bolt", "nut"])
+    (tmp_path / "results.json").write_bytes((out / "results.json").read_bytes())
+    (root / "nut/test/good/002.png").unlink()
+    again = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3])
+    assert {(r.category, r.seed, r.test_good) for r in again.runs} == {("bolt", 3, 3), ("bolt", 4, 3), ("nut", 3, 2)}
+    assert [r for r in again.runs if r.category == "bolt"] == [r for r in results.runs if r.category == "bolt"]
+
+
+def test_a_failed_category_does_not_lose_the_others(tmp_path):
+    root = make_tree(tmp_path / "tree", ["bolt", "nut", "pin"])
+    cv2.imwrite(str(root / "bolt/ground_truth/spot/001_mask.png"), np.full((56, 48), 255, np.uint8))
+    (root / "nut/test/good/001.png").write_bytes(b"no image")
+    notes: list[str] = []
+    results = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path / "out", notify=notes.append)
+    assert [run.category for run in results.runs] == ["pin"]
+    assert [(f.category, f.traceback) for f in results.failures] == [("bolt", None), ("nut", None)]
+    assert "does not fit its image" in results.failures[0].error
+    assert "nut/test/good/001.png" in results.failures[1].error
+    assert len(notes) == 2
+    assert "bolt (resnet18, seed 0) failed" in (tmp_path / "out/results.md").read_text()
+
+
+def test_processes_give_the_same_figures_and_one_that_dies_is_a_failure(finished, tmp_path):
+    root, _, results = finished
+    killed = []
+
+    def kill_the_first(step):
+        if step.step and not killed:
+            killed.append(step.run)
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    dataset = open_dataset(str(root), None, ["bolt"])
+    broken = benchmark(dataset, CONFIG, out=tmp_path, seeds=[3], jobs=2, progress=kill_the_first)
+    assert (broken.runs, [f.category for f in broken.failures]) == ((), ["bolt"])
+    assert "ended from outside" in broken.failures[0].error
+    whole = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3], jobs=2)
+    assert whole.failures == ()
+    for ours in whole.runs:
+        (theirs,) = [r for r in results.runs if (r.category, r.seed) == (ours.category, 3)]
+        assert ours.pixel_auroc == pytest.approx(theirs.pixel_auroc, abs=1e-3)
+        assert ours.threshold == pytest.approx(theirs.threshold, rel=1e-2)
+
+
+def test_what_would_fail_in_all_runs_is_said_before_the_first(finished, tmp_path):
+    dataset = open_dataset(str(finished[0]))
+    with pytest.raises(WeightsError):
+        benchmark(dataset, replace(CONFIG, weights=str(tmp_path / "none.pth")), out=tmp_path)
+    with pytest.raises(WeightsError):
+        benchmark(dataset, CONFIG, out=tmp_path, backbones=["resnet18", "resnet34"])  # embedded: resnet18 alone
+    with pytest.raises(UsageError, match="--jobs 0"):
+        benchmark(dataset, CONFIG, out=tmp_path, jobs=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def published_run(category: str, backbone: str = "resnet18", seed: int = 0, **figures: float | str | None) -> Run:
+    values = {
+        "image_auroc": 0.9, "image_f1max": 0.9, "pixel_auroc": 0.9, "aupro": 0.9, "pixel_f1max": 0.5,
+        "weights": f"imagenet: {backbone}.tv_in1k",
+    }  # fmt: skip
+    return Run(
+        backbone=backbone, seed=seed, category=category, threshold=1.0, fpr=0.0, recall=1.0, f1=0.9, train_images=9,
+        holdout_images=2, test_good=3, test_anomalous=3, fit_seconds=1.0, milliseconds=5.0, peak_memory_mb=None,
+        peak_device_memory_mb=None, device="cpu", input_size=(224, 224), weights_sha256="", data_sha256="", warnings=(),
+        **(values | figures),
+    )  # fmt: skip
+
+
+def results_of(*runs: Run, dataset: str = "MVTec AD") -> Results:
+    return Results(dataset, FitConfig(), runs, (), {"cfa": "0"})
+
+
+def test_published_figures_stand_beside_ours():
+    # Published, resnet18: bottle 0.991, screw 0.625 (mean 0.808); ours: (0.98 + 1) / 2 and 0.9 (mean 0.945).
+    bottles = published_run("bottle", image_auroc=0.98), published_run("bottle", seed=1, image_auroc=1.0)
+    results = results_of(*bottles, published_run("screw", seed=0))
+    overview, comparison, *_ = tables(results)
+    assert overview.rows[0][:2] == ("bottle", "0.990 ± 0.014")
+    assert comparison.header == ("category", "resnet18", "anomalib", "difference")
+    assert comparison.rows == (
+        ("bottle", "0.990 ± 0.014", "0.991", "-0.001"),
+        ("screw", "0.900", "0.625", "+0.275"),
+        ("average", "0.945", "0.808", "+0.137"),  # without a spread: seed 1 lacks a category
+    )
+    assert "its validation set is the test set" in comparison.notes[0]
+    assert remarks(results) == []
+
+
+def test_the_authors_figures_are_marked_as_chosen_on_the_test_set():
+    results = results_of(published_run("bottle"), published_run("bottle", "wide_resnet50_2", image_auroc=0.999))
+    comparison = next(table for table in tables(results) if table.title == "image AUROC")
+    assert comparison.header[4:] == ("wide_resnet50_2", *("anomalib", "difference"), *("authors†", "difference"))
+    assert comparison.rows[0][4:] == ("0.999", "0.998", "+0.001", "1.000", "-0.001")
+    assert any("best over 30 epochs as measured on the test set" in note for note in comparison.notes)
+    f1 = next(table for table in tables(results) if table.title == "image F1-max")
+    assert "authors†" not in f1.header
+
+
+@pytest.mark.parametrize(
+    ("results", "reason"),
+    [
+        (results_of(published_run("bottle", weights="embedded")), "theirs come from the ImageNet weights"),
+        (results_of(published_run("bottle", "vgg19_bn")), "no published figures of CFA with vgg19_bn"),
+        (results_of(published_run("bottle"), dataset="mine/"), "of MVTec AD, these are of mine/"),
+    ],
+)
+def test_published_figures_that_do_not_compare_are_left_out(results, reason):
+    assert "anomalib" not in markdown(results)
+    assert len(tables(results)) == 1
+    assert reason in "".join(remarks(results))
+
+
+def test_undefined_metrics_are_no_figures():
+    results = results_of(published_run("a", aupro=None), published_run("b", aupro=0.5), dataset="mine/")
+    (overview,) = tables(results)
+    column = [row[overview.header.index("AUPRO")] for row in overview.rows]
+    assert column == ["-", "0.500", "0.500"]
+
+
+def test_the_published_table_is_the_one_that_was_published():
+    document = json.loads((Path(__file__).parents[2] / "cfa_cli/published/mvtec_cfa.json").read_text())
+    for backbone in ("resnet18", "wide_resnet50_2"):
+        categories = [figures for name, figures in document[backbone].items() if name != "average"]
+        assert len(categories) == 15
+        for metric, mean in document[backbone]["average"].items():
+            assert np.mean([figures[metric] for figures in categories]) == pytest.approx(mean, abs=6e-4)
