@@ -43,8 +43,8 @@ def _tell_other(error: Exception, arguments: list[str]) -> int:
         return _tell("Interrupted.", None, ExitCode.INTERRUPTED)
     format_message = getattr(error, "format_message", None)
     if callable(format_message):
-        command = next((word for word in arguments if not word.startswith("-")), "")
-        return _tell(str(format_message()), f"See `cfa {command} --help`.".replace("  ", " "), ExitCode.USAGE)
+        command = getattr(getattr(error, "ctx", None), "command_path", "cfa")
+        return _tell(f"{str(format_message()).rstrip('.')}.", f"See `{command} --help`.", ExitCode.USAGE)
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         return _tell("There is not enough memory.", "Choose a smaller --size, or --device cpu.", ExitCode.DEVICE)
     return _tell(f"This is a bug in cfa: {kind}: {error}", f"The details are in {_log(arguments)}.", ExitCode.BUG)

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -190,11 +190,12 @@ def _print(table: Table) -> None:
 
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for number, heading in enumerate(table.header):
-        shown.add_column(heading if number == 0 else heading.replace(" ", "\n"), justify="right" if number else "left")
+        justify: Literal["left", "right"] = "right" if number else "left"
+        shown.add_column(heading if number == 0 else heading.replace(" ", "\n"), justify=justify, no_wrap=True)
     for number, row in enumerate(table.rows, start=1):
         shown.add_row(*map(escape, row), style="bold" if number == len(table.rows) else None)
-    console = Console(highlight=False)
-    console.width = max(console.width, console.measure(shown).maximum)
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, Console(width=1000).measure(shown).maximum)
     console.print(shown)
     for note in table.notes:
         console.print(note, markup=False, style="dim")

@@ -64,10 +64,11 @@ def fit(
     )
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
-        from cfa_cli.engine.fit import fit as run_fit
         from cfa_cli.files.bundle import check_free, save_bundle
 
-        check_free(out, force)
+        check_free(out, force)  # before anything that takes time, the import of torch included
+        from cfa_cli.engine.fit import fit as run_fit
+
         result = run_fit(good_dir, config, progress=terminal.progress, notify=terminal.note)
         written = save_bundle(result.bundle, out, force)
     for path, reason in result.skipped:

@@ -12,10 +12,11 @@ import typer
 
 from cfa_cli.cli import options
 from cfa_cli.errors import ExitCode, UsageError
+from cfa_cli.records import Bundle, Calibration, Prediction
 
 if TYPE_CHECKING:
     from cfa_cli.cli.render import Terminal
-    from cfa_cli.records import Bundle, Calibration, Prediction
+    from cfa_cli.files.scores import Row
 
 WORST_SHOWN = 10
 SAVE_CHOICES = ("overlay", "map", "mask", "heatmap", "none")
@@ -67,14 +68,16 @@ def predict(
         from cfa_cli.files.outputs import ResultWriter
         from cfa_cli.files.report import write_report
 
+        sources = find_sources(paths, sys.stdin) if paths else []
         bundle = load_bundle(model)
         bundle = replace(bundle, calibration=recalibrate(bundle.calibration, max_fpr, threshold))
-        sources = find_sources(paths, sys.stdin) if paths else []
         if bundle.backbone.warning:
             terminal.warn(bundle.backbone.warning)
         scorer = load_scorer(bundle, device, precision.value if precision else None)
         summary = Summary()
         with ResultWriter(out, saved, bundle, resume=resume, force=force) as writer:
+            for row in writer.earlier:
+                summary.add(row)
             waiting = [source for source in sources if not writer.is_done(source)]
             if watch is not None:
                 from cfa_cli.cli.watching import watch_folder
@@ -126,19 +129,20 @@ class Summary:
         self._worst: list[tuple[float, str, str]] = []
         self._failed: list[tuple[str, str]] = []
 
-    def add(self, prediction: Prediction) -> None:
-        """Count one result."""
-        if prediction.score is None:
+    def add(self, result: Prediction | Row) -> None:
+        """Count one result: of this run, or a row of the run that it goes on with."""
+        path = str(result.source.path if isinstance(result, Prediction) else result.path)
+        if result.score is None:
             self.errors += 1
             if len(self._failed) < WORST_SHOWN:
-                self._failed.append((str(prediction.source.path), prediction.error or ""))
+                self._failed.append((path, result.error or ""))
             return
-        self.milliseconds += prediction.milliseconds or 0.0
-        if prediction.label == "anomalous":
+        self.milliseconds += result.milliseconds or 0.0
+        if result.label == "anomalous":
             self.anomalous += 1
         else:
             self.good += 1
-        entry = (prediction.score, str(prediction.source.path), str(prediction.label))
+        entry = (result.score, path, str(result.label))
         if len(self._worst) < WORST_SHOWN:
             heapq.heappush(self._worst, entry)
         else:

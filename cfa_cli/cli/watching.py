@@ -50,7 +50,7 @@ def _stop_on_signal() -> Iterator[Event]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.set()
-        signal.signal(number, usual[number])
+        signal.signal(number, usual[signal.Signals(number)])
 
     usual = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -10,8 +10,9 @@ import os
 import platform
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -110,15 +111,16 @@ def benchmark(
     def report(job: Job, step: Progress) -> None:
         progress(BenchmarkProgress(done, len(wanted), _title(job), step))
 
-    for job, outcome in _outcomes(pending, jobs, report):
-        if isinstance(outcome, Run):
-            results = replace(results, runs=(*results.runs, replace(outcome, command=command)))
-        else:
-            results = replace(results, failures=(*results.failures, outcome))
-            notify(f"{_title(job)} failed: {outcome.error}")
-        _write(out, results)
-        done += 1
-        progress(BenchmarkProgress(done, len(wanted), _title(job), None))
+    with closing(_outcomes(pending, jobs, report)) as outcomes:
+        for job, outcome in outcomes:
+            if isinstance(outcome, Run):
+                results = replace(results, runs=(*results.runs, replace(outcome, command=command)))
+            else:
+                results = replace(results, failures=(*results.failures, outcome))
+                notify(f"{_title(job)} failed: {outcome.error}")
+            _write(out, results)
+            done += 1
+            progress(BenchmarkProgress(done, len(wanted), _title(job), None))
     return results
 
 
@@ -169,7 +171,7 @@ def _title(job: Job) -> str:
 
 def _outcomes(
     pending: Sequence[Job], jobs: int, report: Callable[[Job, Progress], None]
-) -> Iterator[tuple[Job, Run | Failure]]:
+) -> Generator[tuple[Job, Run | Failure], None, None]:
     """Do all jobs; yield each one's outcome as it ends."""
     if jobs == 1 or not pending:
         for job in pending:
@@ -239,4 +241,5 @@ def _work(job: Job, threads: int, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its processes
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    sender.send(_attempt(job, sender.send))
+    with suppress(BrokenPipeError):  # the parent was killed
+        sender.send(_attempt(job, sender.send))

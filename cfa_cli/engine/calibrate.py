@@ -34,7 +34,7 @@ def choose_threshold(scores: Sequence[float], max_fpr: float) -> Threshold:
     check_max_fpr(max_fpr)
     ordered = sorted(scores)
     n = len(ordered)
-    k = min(n, math.ceil((n + 1) * (1 - max_fpr) - 1e-9))
+    k = min(n, max(1, math.ceil((n + 1) * (1 - max_fpr) - 1e-9)))
     low, high = _fpr_interval(n, k)
     # A threshold of zero, from images without any distance, would leave no scale to show scores on.
     value = max(ordered[k - 1], float(np.finfo(np.float32).tiny))

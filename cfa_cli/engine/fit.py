@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import time
@@ -30,6 +31,7 @@ from cfa_cli.model.bank import compress, ema_bank, kmeans, mean_bank
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device
 from cfa_cli.model.network import Network, extract_levels
+from cfa_cli.model.preprocess import to_input
 from cfa_cli.records import (
     BackboneInfo,
     Bundle,
@@ -73,7 +75,9 @@ def fit(
     else:
         paths = list(good)
     if len(paths) < 2:
-        raise InputError("Only 1 image was found; at least 2 are needed.", "Give a folder with 20 or more good images.")
+        raise InputError(
+            f"At least 2 good images are needed; found {len(paths)}.", "Give a folder with 20 or more good images."
+        )
     device = choose_device(config.device)
     dtype = backbone_dtype(config.precision, device)
     check_backbone_name(config.backbone)
@@ -86,6 +90,12 @@ def fit(
 
     sources = [Source(path, path.name) for path in paths]
     shapes = _level_shapes(backbone, geometry, device)
+    centroids = shapes[0][1] * shapes[0][2] // config.gamma_c
+    if centroids < 2 * config.neighbours:
+        raise UsageError(
+            f"The memory bank would have {centroids} centroids; the loss needs at least {2 * config.neighbours}.",
+            "Choose a larger --size or a smaller --gamma-c.",
+        )
     with FeatureStore(shapes, len(paths)) as store:
         usable, skipped = _read_features(store, backbone, sources, geometry, device, progress)
         if len(usable) < 2:
@@ -125,6 +135,10 @@ def fit(
         "bank": bank.cpu().numpy(),
         "radius": radius.cpu().numpy(),
     }
+    if not all(map(math.isfinite, (*losses, *scores))) or not np.isfinite(tensors["descriptor.weight"]).all():
+        raise UsageError(
+            f"The training diverged with --lr {config.lr:g}.", "Choose a smaller --lr; the paper's is 0.001."
+        )
     bundle = Bundle(
         config=config,
         geometry=geometry,
@@ -148,17 +162,21 @@ def fit(
 def check_config(config: FitConfig) -> None:
     """Raise UsageError for values out of range or that do not fit together."""
     check_max_fpr(config.max_fpr)
-    for value, option in [
-        (config.gamma_c, "--gamma-c"),
-        (config.gamma_d, "--gamma-d"),
-        (config.batch_size, "--batch-size"),
-        (config.epochs + 1, "--epochs"),
-        (config.neighbours, "neighbours"),
+    for value, least, option in [
+        (config.gamma_c, 1, "--gamma-c"),
+        (config.gamma_d, 1, "--gamma-d"),
+        (config.batch_size, 1, "--batch-size"),
+        (config.epochs, 0, "--epochs"),
+        (config.neighbours, 1, "neighbours"),
     ]:
-        if value < 1:
-            raise UsageError(f"{option} is too small.", f"Give {option} a positive whole number.")
-    if not config.lr > 0:
-        raise UsageError(f"--lr {config.lr} is not positive.", "The paper's is 0.001.")
+        if value < least:
+            raise UsageError(f"{option} {value} is too small.", f"The smallest is {least}.")
+    if not 0 < config.lr < math.inf:
+        raise UsageError(f"--lr {config.lr} is not a positive number.", "The paper's is 0.001.")
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"--seed {config.seed} is out of range.", f"Seeds go from 0 to {2**32 - 1}.")
+    if config.layers is not None and not config.layers:
+        raise UsageError("--layers names no layer.", "Write for example --layers 4,8,16.")
     if not 0 < config.holdout < 1:
         raise UsageError(f"--holdout {config.holdout} is not between 0 and 1.", "Use for example --holdout 0.2.")
     if config.crop is not None:
@@ -219,7 +237,7 @@ def _read_features(
                 store.append(extract_levels(backbone, images))
             waiting.clear()
 
-    stream = read_ahead(sources, geometry, keep_images=False, ahead=2 * BATCH_SIZE)
+    stream = read_ahead(sources, lambda image: to_input(image, geometry), keep_images=False, ahead=2 * BATCH_SIZE)
     for number, decoded in enumerate(stream, start=1):
         if decoded.input is None:
             skipped.append((str(decoded.source.path), decoded.error or ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,13 +14,12 @@ from torch import Tensor
 
 from cfa_cli.errors import ImageError
 from cfa_cli.files.images import read_image
-from cfa_cli.model.preprocess import to_input
-from cfa_cli.records import Geometry, Source
+from cfa_cli.records import Source
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One source as it was read: `error`, or `input` (3, H, W) float32 and, where it is asked for, `image`."""
+    """One source as it was read: `error`, or `input`, ready for the network, and, where it is asked for, `image`."""
 
     source: Source
     input: Tensor | None
@@ -29,16 +28,21 @@ class Decoded:
     seconds: float
 
 
-def read_ahead(sources: Iterable[Source], geometry: Geometry, *, keep_images: bool, ahead: int) -> Iterator[Decoded]:
-    """Decode sources in order, at most `ahead` of them before they are asked for. An unreadable one has its error."""
+def read_ahead(
+    sources: Iterable[Source], prepare: Callable[[np.ndarray], Tensor], *, keep_images: bool, ahead: int
+) -> Iterator[Decoded]:
+    """Decode sources in order, at most `ahead` of them before they are asked for. An unreadable one has its error.
+
+    `prepare` turns an image (h, w, 3), RGB, uint8 or uint16, into the network's input; it may raise ImageError.
+    """
 
     def read(source: Source) -> Decoded:
         start = time.perf_counter()
         try:
             image = read_image(source.path)
+            tensor = prepare(image)
         except ImageError as error:
             return Decoded(source, None, None, error.message, time.perf_counter() - start)
-        tensor = to_input(image, geometry)
         return Decoded(source, tensor, image if keep_images else None, None, time.perf_counter() - start)
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from cfa_cli.engine.calibrate import normalize
 from cfa_cli.engine.reading import Decoded, read_ahead
@@ -17,6 +19,7 @@ from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device
 from cfa_cli.model.network import Network
+from cfa_cli.model.preprocess import to_input
 from cfa_cli.model.search import NeighbourSearch
 from cfa_cli.records import Bundle, Geometry, Label, Precision, Prediction, Source
 
@@ -28,8 +31,12 @@ class Scorer(Protocol):
 
     geometry: Geometry
 
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """Turn an image (h, w, 3), RGB, uint8 or uint16, into one input. Raises ImageError if it cannot."""
+        ...
+
     def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""
+        """Score a batch of inputs of one shape: image scores (B,) and maps (B, H, W), float32, >= 0."""
         ...
 
 
@@ -45,6 +52,10 @@ class NetworkScorer:
         dtype = backbone_dtype(precision, self.device)
         self.network.backbone.to(dtype).to(memory_format=torch.channels_last)
         self.network.search = NeighbourSearch(self.network.bank)
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """Resize, crop and normalise an image (h, w, 3), RGB, uint8 or uint16, to (3, H, W) float32."""
+        return to_input(image, self.geometry)
 
     def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""
@@ -67,6 +78,14 @@ def build_network(bundle: Bundle) -> Network:
         raise BundleError(
             f"The model is damaged: descriptor.weight has shape {tuple(tensors['descriptor.weight'].shape)}, expected "
             f"{tuple(descriptor.weight.shape)}.",
+            "Fit the model again.",
+        )
+    with torch.device("meta"):  # shapes alone: nothing is computed
+        weightless = {name: torch.empty(tensor.shape) for name, tensor in backbone.state_dict().items()}
+        levels = functional_call(backbone, weightless, torch.empty(1, 3, *bundle.geometry.input_size))
+    if tuple(levels[0].shape[-2:]) != bundle.grid:
+        raise BundleError(
+            f"The model is damaged: its grid is {bundle.grid}, expected {tuple(levels[0].shape[-2:])}.",
             "Fit the model again.",
         )
     descriptor.load_state_dict({"weight": tensors["descriptor.weight"], "bias": tensors["descriptor.bias"]})
@@ -95,7 +114,7 @@ def score_sources(
     Each Prediction's `map` is at the network's input size. An unreadable image has its `error` and no score.
     """
     batch: list[Decoded] = []
-    for decoded in read_ahead(sources, scorer.geometry, keep_images=keep_images, ahead=2 * batch_size):
+    for decoded in read_ahead(sources, scorer.prepare, keep_images=keep_images, ahead=2 * batch_size):
         batch.append(decoded)
         if len(batch) == batch_size:
             yield from _score_batch(scorer, batch, threshold)
@@ -107,7 +126,8 @@ def score_sources(
 def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> Iterator[Prediction]:
     start = time.perf_counter()
     inputs = [decoded.input for decoded in batch if decoded.input is not None]
-    results = iter(list(zip(*scorer(torch.stack(inputs)), strict=True)) if inputs else [])
+    shapes = groupby(inputs, key=lambda one: one.shape)
+    results = iter([pair for _, same in shapes for pair in zip(*scorer(torch.stack(list(same))), strict=True)])
     share = (time.perf_counter() - start) / max(1, len(inputs))
     for decoded in batch:
         if decoded.input is None:

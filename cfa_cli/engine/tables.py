@@ -78,12 +78,12 @@ def markdown(results: Results) -> str:
 
 def _overview(results: Results, backbone: str) -> Table:
     """The five metrics, what the calibrated threshold does, and what it costs."""
-    columns = {**METRICS, "fpr": "FPR@t", "f1": "F1@t", "fit_seconds": "fit, s", "milliseconds": "ms an image"}
+    columns = {**METRICS, "fpr": "FPR@t", "f1": "F1@t", "fit_seconds": "fit, s", "milliseconds": "ms/image"}
     memory = [run.peak_memory_mb for run in results.runs if run.backbone == backbone and run.peak_memory_mb]
     seeds = {run.seed for run in results.runs if run.backbone == backbone}
     notes = ["@t: at the calibrated threshold, which comes from good training images alone."]
     if len(seeds) > 1:
-        notes.append(f"Mean ± standard deviation over {len(seeds)} seeds.")
+        notes.append(f"Means ± standard deviations over {len(seeds)} seeds.")
     if memory:
         notes.append(f"Peak memory: {max(memory):.0f} MB.")
     return _table(f"{backbone} ({_weights(results, backbone)})", results, backbone, columns, tuple(notes))
@@ -179,9 +179,9 @@ def _weights(results: Results, backbone: str) -> str:
 def _text(found: Figure | None, field: str) -> str:
     if found is None:
         return _EMPTY
-    digits = 1 if field in ("fit_seconds", "milliseconds") else 3
-    spread = "" if found.spread is None else f" ± {found.spread:.{digits}f}"
-    return f"{found.mean:.{digits}f}{spread}"
+    if field in ("fit_seconds", "milliseconds"):
+        return f"{found.mean:.1f}"
+    return f"{found.mean:.3f}" + ("" if found.spread is None else f"±{found.spread:.3f}")
 
 
 def _row(cells: tuple[str, ...]) -> str:

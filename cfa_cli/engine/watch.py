@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 
-import torch
+import numpy as np
 
 from cfa_cli.engine.scorer import BATCH_SIZE, Scorer, score_sources
 from cfa_cli.files.arrivals import Arrivals
@@ -30,7 +30,8 @@ def watch(
     Raises InputError if it is not there at the start.
     """
     arrivals = Arrivals(folder, is_done, stop, ignore)
-    scorer(torch.zeros(1, 3, *scorer.geometry.input_size))  # the first call is slow: not the first image's
+    blank = np.zeros((*scorer.geometry.size, 3), np.uint8)
+    scorer(scorer.prepare(blank)[None])  # the first call is slow: not the first image's
     for ready in arrivals:
         for start in range(0, len(ready), BATCH_SIZE):
             batch = score_sources(scorer, ready[start : start + BATCH_SIZE], threshold, keep_images=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import types
 import typing
 from dataclasses import asdict, fields, is_dataclass
@@ -22,6 +23,7 @@ from cfa_cli.records import BackboneInfo, Bundle, Calibration, FitConfig, Geomet
 FORMAT = 1  # raised when an older cfa could not read the file
 METADATA_KEY = "cfa"
 MAX_HEADER_BYTES = 4_000_000
+MAX_SIDE = 4096  # px, of the network's input: the memory that a damaged file can ask for has an end
 _SECTIONS = {
     "config": FitConfig,
     "geometry": Geometry,
@@ -39,22 +41,43 @@ def save_bundle(bundle: Bundle, path: str | Path, force: bool = False) -> int:
     """
     path = Path(path)
     check_free(path, force)
-    document: dict[str, Any] = {"format": FORMAT, "grid": bundle.grid}
-    document |= {name: asdict(getattr(bundle, name)) for name in _SECTIONS}
-    metadata = {METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False), "cfa_version": __version__}
     # Through a view of contiguous arrays: safetensors writes the memory as it lies, whatever the strides say.
-    data = to_bytes({name: np.asarray(t, order="C") for name, t in sorted(bundle.tensors.items())}, metadata)
+    data = to_bytes({name: np.asarray(t, order="C") for name, t in sorted(bundle.tensors.items())}, to_metadata(bundle))
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return len(data)
 
 
+def to_metadata(bundle: Bundle) -> dict[str, str]:
+    """Return all of a bundle but its tensors, as the metadata of a file: names and texts."""
+    document: dict[str, Any] = {"format": FORMAT, "grid": bundle.grid}
+    document |= {name: asdict(getattr(bundle, name)) for name in _SECTIONS}
+    return {METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False), "cfa_version": __version__}
+
+
+def from_metadata(path: Path, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> Bundle:
+    """Rebuild a bundle from what `to_metadata` gave. Raises BundleError, naming `path`, with what is wrong."""
+    document = _parse_document(path, metadata)
+    try:
+        sections = {name: _build(kind, document[name], name) for name, kind in _SECTIONS.items()}
+        grid = _build(tuple[int, int], document["grid"], "grid")
+        bundle = Bundle(grid=grid, tensors=tensors, **sections)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BundleError(f"{path} has a damaged description: {error}.", _REFIT) from error
+    _check_values(path, bundle)
+    return bundle
+
+
 def check_free(path: Path, force: bool) -> None:
-    """Raise InputError if `path` is a folder, or exists and `force` is not set."""
+    """Raise InputError if `path` is a folder, exists and `force` is not set, or lies where nothing can be written."""
     if path.is_dir():
         raise InputError(f"{path} is a folder.", "Name a file with --out.")
     if path.exists() and not force:
         raise InputError(f"{path} exists already.", "Add --force to overwrite it, or name another file with --out.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "is not writable" if folder.is_dir() else "is a file"
+        raise InputError(f"Cannot write {path}: {folder} {reason}.", "Choose another place with --out.")
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -68,20 +91,15 @@ def load_bundle(path: str | Path) -> Bundle:
         _check_header_size(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            document = _parse_document(path, metadata)
+            _parse_document(path, metadata)
             _check_types(path, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise BundleError(f"{path} is no whole safetensors file: {error}.", _REFIT) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}.", _REFIT) from error
-    try:
-        sections = {name: _build(kind, document[name], name) for name, kind in _SECTIONS.items()}
-        grid = _build(tuple[int, int], document["grid"], "grid")
-        bundle = Bundle(grid=grid, tensors=tensors, **sections)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path} has a damaged description: {error}.", _REFIT) from error
-    _check_values(path, bundle)
+    bundle = from_metadata(path, metadata, tensors)
+    _check_tensors(path, bundle)
     return bundle
 
 
@@ -92,6 +110,10 @@ def _check_header_size(path: Path) -> None:
         start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= size - 8:
+        from cfa_cli.files.images import IMAGE_SUFFIXES  # here, because it loads OpenCV
+
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise BundleError(f"{path} is an image, not a model.", "Name the .safetensors file that `cfa fit` wrote.")
         raise BundleError(f"{path} is no whole safetensors file (it is {size} bytes long).", _REFIT)
     if length > MAX_HEADER_BYTES:
         raise BundleError(f"{path} has a header of {length} bytes, more than any model of cfa.", _REFIT)
@@ -128,38 +150,46 @@ def _check_types(path: Path, file: Any) -> None:
             raise BundleError(f"{path} is damaged: tensor {name} has type {kind}, expected F32.", _REFIT)
 
 
-def _check_values(path: Path, bundle: Bundle) -> None:
-    def fail(reason: str) -> typing.NoReturn:
-        raise BundleError(f"{path} is damaged: {reason}.", _REFIT)
-
+def _check_tensors(path: Path, bundle: Bundle) -> None:
     for name in ("descriptor.weight", "descriptor.bias", "bank", "radius"):
         if name not in bundle.tensors:
-            fail(f"tensor {name} is missing")
+            raise _damaged(path, f"tensor {name} is missing")
     shapes = {name: tensor.shape for name, tensor in bundle.tensors.items()}
     weight, bank = shapes["descriptor.weight"], shapes["bank"]
     if len(weight) != 4 or weight[2:] != (1, 1) or weight[1] < 3:
-        fail(f"descriptor.weight has shape {weight}, expected (D, C + 2, 1, 1)")
+        raise _damaged(path, f"descriptor.weight has shape {weight}, expected (D, C + 2, 1, 1)")
     if shapes["descriptor.bias"] != weight[:1]:
-        fail(f"descriptor.bias has shape {shapes['descriptor.bias']}, expected {weight[:1]}")
+        raise _damaged(path, f"descriptor.bias has shape {shapes['descriptor.bias']}, expected {weight[:1]}")
     if len(bank) != 2 or bank[1] != weight[0] or bank[0] < 1:
-        fail(f"bank has shape {bank}, expected (M, {weight[0]})")
+        raise _damaged(path, f"bank has shape {bank}, expected (M, {weight[0]})")
     if shapes["radius"] != ():
-        fail(f"radius has shape {shapes['radius']}, expected a single number")
+        raise _damaged(path, f"radius has shape {shapes['radius']}, expected a single number")
+    if bundle.config.neighbours > bank[0]:
+        raise _damaged(path, f"it has {bank[0]} centroids, fewer than its {bundle.config.neighbours} neighbours")
     for name, tensor in bundle.tensors.items():
         if not np.isfinite(tensor).all():
-            fail(f"tensor {name} holds NaN or infinity")
+            raise _damaged(path, f"tensor {name} holds NaN or infinity")
+
+
+def _check_values(path: Path, bundle: Bundle) -> None:
     sides = (*bundle.geometry.size, *bundle.geometry.input_size, *bundle.grid)
-    if not all(1 <= side <= 16384 for side in sides):
-        fail(f"its sizes {sides} are out of range")
+    if not all(1 <= side <= MAX_SIDE for side in sides):
+        raise _damaged(path, f"its sizes {sides} are out of range")
     if any(i > s for i, s in zip(bundle.geometry.input_size, bundle.geometry.size, strict=True)):
-        fail("its crop is larger than its size")
+        raise _damaged(path, "its crop is larger than its size")
+    if not min(bundle.geometry.std) > 0:
+        raise _damaged(path, "its input's standard deviation is not positive")
     calibration = bundle.calibration
     if not calibration.threshold > 0 or not calibration.pixel_threshold > 0:
-        fail("its threshold is not positive")
+        raise _damaged(path, "its threshold is not positive")
     if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
-        fail("its calibration is incomplete")
-    if bundle.config.neighbours < 1 or bundle.config.sigma < 0:
-        fail("its configuration is out of range")
+        raise _damaged(path, "its calibration is incomplete")
+    if bundle.config.neighbours < 1 or not 0 <= bundle.config.sigma <= max(bundle.geometry.input_size):
+        raise _damaged(path, "its configuration is out of range")
+
+
+def _damaged(path: Path, reason: str) -> BundleError:
+    return BundleError(f"{path} is damaged: {reason}.", _REFIT)
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

@@ -15,7 +15,7 @@ import os
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -34,7 +34,7 @@ from cfa_cli.files.overlays import (
     scale_map,
     to_8_bit,
 )
-from cfa_cli.files.scores import ScoreTable, holds_run, read_run
+from cfa_cli.files.scores import Row, ScoreTable, holds_run, read_run
 from cfa_cli.records import Bundle, Prediction, Source
 
 KINDS = {  # of --save: folder and suffix
@@ -92,6 +92,11 @@ class ResultWriter:
         self._workers = workers or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cfa-write")
         self._pending: deque[tuple[Prediction, str, Future[None]]] = deque()
+
+    @property
+    def earlier(self) -> Sequence[Row]:
+        """The rows of the run that was taken up."""
+        return self._table.rows
 
     def is_done(self, source: Source) -> bool:
         """Whether the image has its row: from the run that was taken up, or handed in since."""

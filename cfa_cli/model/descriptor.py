@@ -49,10 +49,12 @@ class Descriptor(nn.Module):
         """Map levels [(B, C_l, h_l, w_l)], finest first, to descriptors (B, h, w, D) on the first level's grid."""
         height, width = levels[0].shape[-2:]
         weights = torch.split(self.weight.flatten(1), [*self.channels, 2], dim=1)
-        result: Tensor = coordinates(height, width, self.weight) @ weights[-1].T + self.bias
+        place = coordinates(height, width, self.weight) @ weights[-1].T + self.bias
+        result: Tensor | None = None
         for level, weight in zip(levels, weights, strict=False):
-            projected = level.permute(0, 2, 3, 1) @ weight.T
-            result = result + upsample(projected, (height, width))
+            projected = upsample(level.permute(0, 2, 3, 1) @ weight.T, (height, width))
+            result = projected + place if result is None else result.add_(projected)
+        assert result is not None
         return result
 
 

@@ -40,9 +40,9 @@ def coupled_hypersphere_loss(
     scale = 1.0 / (NU * count * k)
     pull, push = (attraction > 0).to(squared.dtype), (repulsion > 0).to(squared.dtype)
     loss = (attraction.clamp_min(0).sum() + repulsion.clamp_min(0).sum()) * scale
-    # The derivative of the loss by each squared distance; that of |x - c|² by x is 2 (x - c).
-    by_distance = torch.cat([pull, -push], dim=1) * scale
-    centroids = F.embedding_bag(indices, bank, mode="sum", per_sample_weights=by_distance)
-    by_descriptor = 2 * (by_distance.sum(1, keepdim=True) * descriptors - centroids)
+    # Twice the derivative of the loss by each squared distance: that of |x - c|² by x is 2 (x - c).
+    twice = torch.cat([pull, -push], dim=1) * (2 * scale)
+    by_descriptor = F.embedding_bag(indices, bank, mode="sum", per_sample_weights=-twice)
+    by_descriptor.addcmul_(descriptors, twice.sum(1, keepdim=True))
     by_radius = 2 * radius * (push.sum() - pull.sum()) * scale
     return LossGradients(loss, by_descriptor, by_radius)

@@ -20,14 +20,14 @@ import warnings
 import torch
 from torch import Tensor
 
-from cfa_cli.model.device import native_bfloat16
+from cfa_cli.model.device import native_bfloat16, quick_bfloat16
 
 MIN_CENTROIDS = 512  # below, the plain search is as quick
-ENERGY = 0.9999  # share of the bank's variance along the axes that are kept
-MAX_AXES = 505
 EXTRA_COLUMNS = 7  # the length of the rest, and both squared lengths in three parts each
-GROUP = 16  # centroids whose minimum is taken first
-SPARE = 12  # candidates beyond k
+FIRST_AXES = 128 - EXTRA_COLUMNS  # products run best at multiples of 64 columns
+ENOUGH_PROVEN = 0.88  # of the rows; below, twice as many columns cost less than searching the rest plainly
+GROUP = 4  # values whose minimum stands for them
+SPARE = 18  # candidates beyond k
 CHUNK_ELEMENTS = 1_600_000  # of a distance matrix: stays in the processor's cache and bounds the memory
 PRODUCT_ERROR = 1e-5  # of float32 sums, relative to the squared lengths that go into them
 
@@ -57,7 +57,8 @@ class NeighbourSearch:
         self.lengths = self.bank.square().sum(1)
         self.filtered = bank.device.type == "cpu" and len(bank) >= MIN_CENTROIDS
         if self.filtered:
-            self._prepare_filter()
+            self.dtype = torch.bfloat16 if native_bfloat16(bank.device) else torch.float32
+            self._prepare_filter(None if quick_bfloat16(bank.device) else FIRST_AXES)
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return squared distances (N, k) float32, ascending, and indices (N, k) int64, for queries (N, D) float32.
@@ -73,22 +74,22 @@ class NeighbourSearch:
         rest = proven.logical_not().nonzero().squeeze(1)
         if len(rest):
             squared[rest], indices[rest] = nearest_plain(queries[rest], self.bank, k)
+        if self.axes is not None and len(rest) > (1 - ENOUGH_PROVEN) * len(queries):
+            self._prepare_filter(2 * (self.axes.shape[1] + EXTRA_COLUMNS) - EXTRA_COLUMNS)
         return squared, indices
 
-    def _prepare_filter(self) -> None:
-        self.dtype = torch.bfloat16 if native_bfloat16(self.bank.device) else torch.float32
-        self.axes = _principal_axes(self.bank)
+    def _prepare_filter(self, axes: int | None) -> None:
+        """Filter along this many axes, or, for None or where that is no saving, along all of the vectors' own."""
+        saves = axes is not None and 1.5 * axes < self.bank.shape[1] and axes <= len(self.bank)
+        self.axes = _principal_axes(self.bank, axes) if axes is not None and saves else None
         short = _shorten(self.bank, self.lengths, self.axes)
         rounded = short.to(self.dtype)
         self.rounding = (short - rounded.float()).norm(dim=1).max()
         squared = rounded.float().square().sum(1)
         columns = torch.cat([-2 * rounded, _split(squared, self.dtype), rounded.new_ones(len(rounded), 3)], dim=1)
-        # A group is every `groups`-th centroid, so that the groups' minima are one vectorised pass over whole rows.
-        self.groups = -(-len(self.bank) // GROUP)
-        padding = columns.new_zeros(self.groups * GROUP - len(self.bank), columns.shape[1])
+        padding = columns.new_zeros(-len(columns) % GROUP**4, columns.shape[1])
         padding[:, short.shape[1]] = 1e30  # as a squared length: never a candidate
         self.columns = torch.cat([columns, padding]).T.contiguous()
-        self.members = torch.arange(GROUP)[:, None] * self.groups
 
     def _filter_and_refine(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return squared distances (n, k), indices (n, k), and which rows are proven (n,)."""
@@ -99,21 +100,14 @@ class NeighbourSearch:
         squared = rounded.float().square().sum(1)
         # Both squared lengths are columns of the product: near centroids' distances come out small, and well rounded.
         row = torch.cat([rounded, rounded.new_ones(len(rounded), 3), _split(squared, self.dtype)], dim=1)
-        distances = row @ self.columns
-
-        wanted = min(k + SPARE, len(self.bank), self.groups)
-        minima = distances.view(-1, GROUP, self.groups).amin(1)
-        groups = minima.topk(wanted, dim=1, largest=False, sorted=False).indices
-        members = (groups[:, None, :] + self.members).flatten(1)
-        nearest = distances.gather(1, members).topk(wanted, dim=1, largest=False)
-        candidates = members.gather(1, nearest.indices).clamp_max_(len(self.bank) - 1)
+        distances, candidates = _smallest(row @ self.columns, min(k + SPARE, len(self.bank)))
 
         refined = torch.add(self.lengths[candidates], _sampled_products(queries, self.bank, candidates), alpha=-2)
         refined += lengths[:, None]
         best = refined.topk(k, dim=1, largest=False)
         # The product's own result is rounded as well, by half a unit in the last place.
-        bound = nearest.values[:, -1].float() * (1 - torch.finfo(self.dtype).eps / 2) - PRODUCT_ERROR * lengths
-        proven = best.values[:, -1].clamp_min(0).sqrt() <= bound.clamp_min(0).sqrt() - rounding
+        furthest = distances.amax(1).float() * (1 - torch.finfo(self.dtype).eps / 2) - PRODUCT_ERROR * lengths
+        proven = best.values[:, -1].clamp_min(0).sqrt() <= furthest.clamp_min(0).sqrt() - rounding
         return best.values.clamp_min(0), candidates.gather(1, best.indices), proven
 
 
@@ -121,21 +115,31 @@ def _chunk_rows(bank: Tensor) -> int:
     return max(1, CHUNK_ELEMENTS // len(bank))
 
 
-def _principal_axes(bank: Tensor) -> Tensor | None:
-    """Return the axes (D, p) that hold ENERGY of a centred bank's variance; None if that is no saving.
+def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` smallest values of each row (n, M), unsorted, and their columns.
+
+    They are all members of the `count` groups with the smallest minima: so the groups are ranked first, by the same
+    means, and few values are left. Groups are columns that are M / GROUP apart: their minima are one vectorised pass.
+    """
+    width = values.shape[1]
+    if width % GROUP or width <= 2 * GROUP * count:
+        return values.topk(count, dim=1, largest=False, sorted=False)
+    step = width // GROUP
+    _, groups = _smallest(values.view(-1, GROUP, step).amin(1), count)
+    members = (groups[:, None, :] + torch.arange(0, width, step)[:, None]).flatten(1)
+    smallest = values.gather(1, members).topk(count, dim=1, largest=False, sorted=False)
+    return smallest.values, members.gather(1, smallest.indices)
+
+
+def _principal_axes(bank: Tensor, count: int) -> Tensor:
+    """Return a centred bank's first principal axes (D, count).
 
     Any orthonormal axes give an exact result, so a sample of the bank and a randomised decomposition will do.
     """
-    channels = bank.shape[1]
-    sample = bank[:: max(1, len(bank) // 8192)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _, values, axes = torch.svd_lowrank(sample, q=min(MAX_AXES, *sample.shape), niter=2)
-    held = values.square().cumsum(0) / sample.square().sum()
-    enough = int((held < ENERGY).sum()) + 1
-    # Products run best at multiples of 64 columns.
-    enough = -(-(enough + EXTRA_COLUMNS) // 64) * 64 - EXTRA_COLUMNS
-    return None if 1.5 * enough > channels else axes[:, :enough].contiguous()
+        sample = bank[torch.randperm(len(bank))[:8192]]
+        return torch.svd_lowrank(sample, q=count, niter=2)[2].contiguous()
 
 
 def _shorten(vectors: Tensor, squared_lengths: Tensor, axes: Tensor | None) -> Tensor:

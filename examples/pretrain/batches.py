@@ -1,6 +1,6 @@
 """Turns drawn images into training batches: crops, two textures side by side, defects, light and noise.
 
-Batch k of a run is a function of (seed, k) alone, so a run that was cut off goes on as if it had not been.
+Batch k of a run is a function of (seed, k, process) alone, so a run that was cut off goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -12,38 +12,39 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from defects import spoil
+from draw import Field, Image, Rng, log_uniform, smooth_noise
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-
-from defects import spoil
-from draw import Field, Image, Rng, log_uniform, smooth_noise
 
 IGNORE = -100  # cross entropy's own word for "no target here"
 CELL = 16  # pixels a side of a class target: layer3's stride
 
 
 class Batch(NamedTuple):
+    """Images and what is to be said about them."""
+
     images: Tensor  # (B, 3, S, S) uint8
     classes: Tensor  # (B, S/16, S/16) int64, IGNORE where two textures meet
     defects: Tensor  # (B, S, S) uint8, 0 = good
 
 
 class Batches(Dataset[Batch]):
-    def __init__(self, pool: NDArray[np.uint8], seed: int, batch: int, crops: list[int], steps: int) -> None:
-        self.pool, self.seed, self.batch, self.crops, self.steps = pool, seed, batch, crops, steps
+    """Batch k of one process of a run."""
 
-    def __len__(self) -> int:
-        return self.steps
+    def __init__(self, pool: NDArray[np.uint8], seed: int, batch: int, crops: list[int], rank: int) -> None:
+        self.pool, self.seed, self.batch, self.crops, self.rank = pool, seed, batch, crops, rank
 
     def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng((self.seed, step))
-        size = int(rng.choice(self.crops))
+        size = int(np.random.default_rng((self.seed, step)).choice(self.crops))  # the same in all processes
+        rng = np.random.default_rng((self.seed, step, self.rank))
         drawn = [self.draw_one(size, rng) for _ in range(self.batch)]
         images, classes, defects = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
         return Batch(images.permute(0, 3, 1, 2), classes, defects)
 
     def crop(self, size: int, rng: Rng) -> tuple[Image, int]:
+        """Return a turned, scaled, perhaps mirrored piece of a random drawn image, and its class."""
         label, instance = (int(rng.integers(n)) for n in self.pool.shape[:2])
         source = self.pool[label, instance]
         side = source.shape[0]
@@ -58,6 +59,7 @@ class Batches(Dataset[Batch]):
         return cv2.warpAffine(source, matrix, (size, size), flags=how, borderMode=cv2.BORDER_REFLECT_101), label
 
     def draw_one(self, size: int, rng: Rng) -> tuple[Image, NDArray[np.int64], NDArray[np.uint8]]:
+        """Return an image, the class of each of its cells, and the kind of defect of each of its pixels."""
         image, label = self.crop(size, rng)
         donor, donor_label = self.crop(size, rng)
         classes = np.full((size // CELL, size // CELL), label, np.int64)
@@ -83,12 +85,12 @@ def region(size: int, rng: Rng) -> Field:
     return cv2.fillPoly(mask, [(points + rng.uniform(0.2, 0.8, 2) * size).astype(np.int32)], 1.0)
 
 
-def light_up(images: Tensor, seed: int, step: int) -> Tensor:
+def light_up(images: Tensor, seed: int) -> Tensor:
     """Makes (B, 3, S, S) uint8 images into 0..1 floats under many lamps, lenses and sensors.
 
     Contrast goes down to a fifth, because what is to be inspected is often grey, dim and nearly plain.
     """
-    lamp = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    lamp = torch.Generator().manual_seed(seed)
     count, side, device = images.shape[0], images.shape[-1], images.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-
 from draw import Field, Image, Rng, log_uniform, smooth_noise
+from numpy.typing import NDArray
 
 Pixels = NDArray[np.float32]  # (size, size, 3), 0..255
 Defect = tuple[Field, Pixels]  # mask 0..1, replacement
@@ -39,6 +38,7 @@ def blob(size: int, rng: Rng, smallest: float = 1.5, largest: float = 22) -> Fie
 
 
 def soften(mask: NDArray[np.uint8], rng: Rng) -> Field:
+    """Blur a 0/255 mask a little, as a lens would, and scale it to 0..1."""
     blurred = cv2.GaussianBlur(mask, (0, 0), log_uniform(rng, 0.3, 1.2))
     return blurred.astype(np.float32) * (1 / 255)
 
@@ -50,11 +50,12 @@ def shifted(image: Image, rng: Rng, darker: float = 0.65) -> Pixels:
         shift *= rng.uniform(0, 1, 3)
     pixels = image.astype(np.float32)
     if rng.random() < 0.4:
-        pixels = np.broadcast_to(pixels[:: 7, ::7].mean((0, 1)), pixels.shape)
+        pixels = np.broadcast_to(pixels[::7, ::7].mean((0, 1)), pixels.shape)
     return (pixels + shift).astype(np.float32)
 
 
 def spot(image: Image, donor: Image, rng: Rng) -> Defect:
+    """A hole or an inclusion."""
     mask = blob(len(image), rng, 1.2, 9)
     pixels = shifted(image, rng)
     if rng.random() < 0.3:  # a hole's lit rim
@@ -65,6 +66,7 @@ def spot(image: Image, donor: Image, rng: Rng) -> Defect:
 
 
 def pits(image: Image, donor: Image, rng: Rng) -> Defect:
+    """A swarm of tiny spots."""
     size = len(image)
     mask = np.zeros((size, size), np.uint8)
     centre, spread = rng.uniform(0.1, 0.9, 2) * size, log_uniform(rng, 3, 14)
@@ -74,6 +76,7 @@ def pits(image: Image, donor: Image, rng: Rng) -> Defect:
 
 
 def scratch(image: Image, donor: Image, rng: Rng) -> Defect:
+    """One to three nearly straight, nearly parallel lines."""
     size = len(image)
     mask = np.zeros((size, size), np.uint8)
     angle, start = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.9, 2) * size
@@ -86,6 +89,7 @@ def scratch(image: Image, donor: Image, rng: Rng) -> Defect:
 
 
 def crack(image: Image, donor: Image, rng: Rng) -> Defect:
+    """A jagged line that branches."""
     size = len(image)
     mask = np.zeros((size, size), np.uint8)
     point, heading = rng.uniform(0.1, 0.9, 2) * size, rng.uniform(0, 2 * np.pi)

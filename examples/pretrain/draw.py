@@ -28,6 +28,7 @@ def unit(field: NDArray) -> Field:
 
 
 def log_uniform(rng: Rng, low: float, high: float) -> float:
+    """Draw a number whose logarithm is uniform: for sizes and contrasts."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -39,6 +40,7 @@ def smooth_noise(size: int, rng: Rng, cells: int) -> Field:
 
 @functools.cache
 def pixel_grid(size: int) -> tuple[Field, Field]:
+    """Return the row and the column of each pixel."""
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     return rows, columns
 
@@ -67,6 +69,7 @@ def wave(phase: Field, shape: int) -> Field:
 
 @functools.cache
 def frequencies(size: int) -> tuple[Field, Field]:
+    """Return the vertical and horizontal frequency of each of rfft2's coefficients, in cycles a pixel."""
     fy, fx = np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing="ij")
     return fy.astype(np.float32), fx.astype(np.float32)
 
@@ -90,6 +93,7 @@ def spectral(size: int, style: Rng, rng: Rng) -> Field:
 
 
 def grating(size: int, style: Rng, rng: Rng) -> Field:
+    """Stripes, corrugations, grids."""
     u, v = plane(size, style, rng)
     shape, period = int(style.integers(4)), log_uniform(style, 3.5, 40)
     field = wave(u / period, shape)
@@ -110,6 +114,7 @@ def weave(size: int, style: Rng, rng: Rng) -> Field:
 
 
 def bricks(size: int, style: Rng, rng: Rng) -> Field:
+    """Bricks, planks or tiles with joints."""
     u, v = plane(size, style, rng)
     height = log_uniform(style, 6, 40)
     width, gap, offset = height * style.uniform(1, 3), style.uniform(0.8, 4), style.choice([0, 0.5, 0.33])
@@ -135,6 +140,7 @@ def dots(size: int, style: Rng, rng: Rng) -> Field:
 
 
 def voronoi(size: int, style: Rng, rng: Rng) -> Field:
+    """Cells: metal grains, leather, cracked mud, foam."""
     sites = int(log_uniform(style, 12, 900))
     kind = style.integers(4)
     seeds = np.full((size, size), 255, np.uint8)

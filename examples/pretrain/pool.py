@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
 from draw import draw
+from numpy.typing import NDArray
 
 
 def draw_class(seed: int, instances: int, size: int, label: int) -> NDArray[np.uint8]:
+    """Draw all images of a class."""
     return np.stack([draw(seed, label, instance, size) for instance in range(instances)])
 
 
@@ -31,7 +30,7 @@ def open_pool(path: Path, seed: int, classes: int, instances: int, size: int, pr
                 if label % 50 == 49:
                     print(f"drawn {label + 1} of {classes} classes", flush=True)
         images.flush()
-        os.replace(partial, path)  # a pool that has its final name is complete
+        partial.replace(path)  # a pool that has its final name is complete
     images = np.load(path, mmap_mode="r")
     if images.shape != shape:
         raise SystemExit(f"{path} holds {images.shape}, not {shape}: delete it or name another --pool")

@@ -2,7 +2,8 @@
 
     python train.py --out runs/first --export backbone.safetensors
 
-Stopped at any time, the same command goes on from the last checkpoint, on the same path. On CPUs use one process a core:
+Stopped at any time, the same command goes on from the last checkpoint, on the same path. On CPUs, one process
+a core:
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 train.py ...
 """
@@ -20,14 +21,13 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
 from batches import CELL, Batch, Batches, light_up
 from defects import KINDS
 from muon import Muon
 from pool import open_pool
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDTHS = {"layer1": 64, "layer2": 128, "layer3": 256}
@@ -43,6 +43,7 @@ class Trunk(nn.Module):
             setattr(self, name, getattr(whole, name))
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of strides 4, 8 and 16."""
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         maps = []
         for name in WIDTHS:
@@ -64,6 +65,7 @@ class Student(nn.Module):
         self.detect = nn.ModuleList(nn.Conv2d(width, len(KINDS) + 1, 1) for width in WIDTHS.values())
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return class logits on the cells and defect logits at each stride, both a list over levels."""
         side = x.shape[-1] // CELL
         maps = [F.avg_pool2d(m, 3, 1, 1) for m in self.trunk(x)]
         cells = [F.adaptive_avg_pool2d(m, side) for m in maps]
@@ -73,6 +75,7 @@ class Student(nn.Module):
 
 
 def class_loss(logits: list[Tensor], target: Tensor) -> Tensor:
+    """Cross entropy over procedural classes, averaged over levels and cells."""
     return torch.stack([F.cross_entropy(level, target, label_smoothing=0.1) for level in logits]).mean()
 
 
@@ -99,6 +102,7 @@ def learning_rate(step: int, steps: int, decay: int) -> float:
 
 
 def export(trunk: nn.Module, path: Path, facts: dict[str, str]) -> None:
+    """Write the trunk in half precision under timm's names, with `facts` in the header."""
     tensors = {
         name: tensor.detach().cpu().half().contiguous()
         for name, tensor in trunk.state_dict().items()
@@ -109,6 +113,7 @@ def export(trunk: nn.Module, path: Path, facts: dict[str, str]) -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the log")
     parser.add_argument("--export", type=Path, help="where to write the averaged trunk (.safetensors)")
@@ -128,6 +133,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Draw, train, export."""
     args = parse()
     device = torch.device(args.device)
     # Processes meet once a step, at the gradients. Threads meet several times a layer, which on a machine that also
@@ -153,7 +159,7 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
 
-    batches = Batches(pool, args.seed, args.batch, args.crops, args.steps)
+    batches = Batches(pool, args.seed, args.batch // world, args.crops, rank)
     loader = DataLoader(batches, None, sampler=range(first, args.steps), num_workers=args.workers, prefetch_factor=4)
     log = (args.out / "log.jsonl").open("a")
     started, seen = time.perf_counter(), 0
@@ -161,7 +167,7 @@ def main() -> None:
     batch: Batch
     for step, batch in enumerate(loader, first):
         images, classes, where = (part.to(device, non_blocking=True) for part in batch)
-        x = (light_up(images, args.seed, step) - mean) / std
+        x = (light_up(images, (args.seed * 1_000_000 + step) * world + rank) - mean) / std
         with torch.autocast(device.type, torch.bfloat16):
             class_logits, defect_logits = model(x.contiguous(memory_format=torch.channels_last))
         losses = class_loss(class_logits, classes), defect_loss(defect_logits, where)
@@ -177,6 +183,8 @@ def main() -> None:
         seen += args.batch
         running += torch.stack(losses).detach().cpu()
         done = step + 1
+        if rank:
+            continue
         if done % 50 == 0:
             rate = seen / (time.perf_counter() - started)
             left = (args.steps - done) * args.batch / rate / 60
@@ -189,7 +197,7 @@ def main() -> None:
         if done % 200 == 0 or done == args.steps:
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": done}, checkpoint.with_suffix(".partial"))
-            os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+            checkpoint.with_suffix(".partial").replace(checkpoint)
             facts = {"seed": str(args.seed), "steps": f"{done} of {args.steps}", "objective": args.objective}
             if args.export:
                 export(average, args.export, facts)

@@ -6,12 +6,22 @@ import json
 import time
 
 import pytest
+import torch
 
 from cfa_cli.__main__ import run
 from cfa_cli.files.datasets import KNOWN
 from tests.engine.trees import make_tree
 
 QUICK = ["--weights", "embedded", "--size", "64", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """So little work is done soonest by one thread: on a busy machine several wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +34,9 @@ def test_fifteen_categories_in_under_two_minutes(tree, tmp_path, capsys):
     assert run(["benchmark", str(tree), "--out", str(tmp_path), *QUICK, "--threshold-report"]) == 0
     assert time.monotonic() - start < 120
     shown, progress = capsys.readouterr()
-    overview = shown.split("the calibrated threshold on")[0].splitlines()
-    figures = {line.split()[0]: line.split()[1:] for line in overview if line[:1].islower()}
-    assert [*figures][-16:] == [*KNOWN["mvtec"].counts, "average"]
+    overview = shown.split("\nresnet18: the calibrated threshold")[0].splitlines()
+    figures = {line.split()[0]: line.split()[1:] for line in overview if line}
+    assert [name for name in figures if name in KNOWN["mvtec"].counts] == [*KNOWN["mvtec"].counts]
     runs = {r["category"]: r for r in json.loads((tmp_path / "results.json").read_text())["runs"]}
     assert figures["screw"][:5] == [
         f"{runs['screw'][m]:.3f}" for m in ("image_auroc", "image_f1max", "pixel_auroc", "aupro", "pixel_f1max")

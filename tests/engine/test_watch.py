@@ -9,6 +9,7 @@ import pytest
 from cfa_cli.engine.watch import watch
 from cfa_cli.errors import InputError
 from cfa_cli.files import arrivals
+from cfa_cli.model.preprocess import to_input
 from cfa_cli.records import Geometry
 
 SUFFIXES = [".png", ".jpg", ".webp", ".bmp", ".tiff"]
@@ -24,6 +25,9 @@ class MeanScorer:
     """Scores an image by its mean, in place of a network."""
 
     geometry = Geometry((32, 32), None, (0, 0, 0), (1, 1, 1))
+
+    def prepare(self, image):
+        return to_input(image, self.geometry)
 
     def __call__(self, inputs):
         means = inputs.mean(dim=(1, 2, 3)).numpy()

@@ -1,0 +1,256 @@
+"""The verb `export`: a model as one graph for another runtime, verified before it has its name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import math
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from cfa_cli import __version__
+from cfa_cli.engine.runtimes import EXPORT_KEY, SUFFIXES, TORCH_FILE, Format, import_extra, load_exported, prepare
+from cfa_cli.engine.scorer import build_network, load_scorer
+from cfa_cli.engine.verify import Verification, read_images, render_images, verify
+from cfa_cli.errors import CfaError, ExportError, InputError, UsageError
+from cfa_cli.files.atomic import atomic_path
+from cfa_cli.files.bundle import check_free, load_bundle, to_metadata
+from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
+from cfa_cli.records import Bundle, Geometry, Progress, ProgressCallback
+
+TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
+HALF_TOLERANCE = 1e-2
+MIN_OPSET = 18
+CALIBRATION_IMAGES = 300  # at most, for INT8
+
+Write = Callable[[Path, dict[str, str]], None]  # to a path, with metadata
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `export` can be told."""
+
+    format: Format = "onnx"
+    resize: bool = False  # the graph takes uint8 images of any size
+    dynamic_batch: bool = False  # any number of images at once, else one
+    opset: int | None = None  # of ONNX; None: torch's default
+    half: bool = False  # weights and bank are stored as float16
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export` wrote."""
+
+    files: tuple[Path, ...]
+    bytes: int  # of all files
+    options: ExportOptions
+    int8: bool
+    verification: Verification
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    images: Path | None = None,
+    calibration: Path | None = None,
+    force: bool = False,
+    progress: ProgressCallback = lambda step: None,
+) -> ExportResult:
+    """Export the bundle at `model` to `out` and compare its scores and maps with this tool's in float32.
+
+    They are compared on some of the images in the folder `images`, else on those in `calibration`, else on drawn ones.
+    `calibration`, a folder of good images, also makes an OpenVINO model INT8; its error is measured, not bounded.
+
+    Raises ExportError, leaving nothing, if the export fails, a package is missing, or an error is over the tolerance;
+    BundleError, UsageError, and InputError for folders without images and an `out` that exists (unless `force`).
+    """
+    options, out = options or ExportOptions(), Path(out)
+    check_options(options, out, int8=calibration is not None)
+    check_free(out, force)
+    bundle = load_bundle(model)
+    folder = images or calibration
+    pictures = read_images(folder) if folder else render_images(bundle.geometry)
+    progress(Progress("exporting", 0, 1, unit="models"))
+    description = {
+        "cfa": __version__,
+        **asdict(options),
+        "int8": calibration is not None,
+        "bundle_sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest(),
+    }
+    write = _convert(bundle, options, calibration)
+    progress(Progress("exporting", 1, 1, unit="models"))
+    with _scratch_folder(out) as place:
+        built = place / out.name
+        metadata = to_metadata(bundle)
+        write(built, metadata | {EXPORT_KEY: json.dumps(description)})
+        _, scorer = load_exported(built, options.format)
+        reference = load_scorer(bundle, "cpu", "float32")
+        found = verify(scorer, reference, pictures, bundle.calibration.threshold, progress, drawn=folder is None)
+        _check(found, options, int8=calibration is not None)
+        description["verification"] = asdict(found)
+        write(built, metadata | {EXPORT_KEY: json.dumps(description)})
+        files = [out.with_suffix(file.suffix) for file in sorted(place.iterdir())]  # the weights before the graph
+        for file in files:
+            with atomic_path(file) as temporary:
+                shutil.copyfile(place / file.name, temporary)
+    size = sum(file.stat().st_size for file in files)
+    return ExportResult(tuple(files), size, options, calibration is not None, found)
+
+
+def check_options(options: ExportOptions, out: Path, int8: bool) -> None:
+    """Raise UsageError for options that do not go with the format, or each other."""
+    suffix = SUFFIXES[options.format]
+    if out.suffix.lower() != suffix:
+        raise UsageError(
+            f"--out {out} does not end in {suffix}, by which the format is known.", f"Use {out.with_suffix(suffix)}."
+        )
+    if options.opset is not None and options.format != "onnx":
+        raise UsageError("--opset is for --format onnx.", "Leave it out.")
+    if options.opset is not None and options.opset < MIN_OPSET:
+        raise UsageError(f"--opset {options.opset} is too old.", f"Use {MIN_OPSET} or later.")
+    if int8 and (options.format != "openvino" or options.half):
+        raise UsageError("--calibration makes an OpenVINO model INT8.", "Use it with --format openvino, not --half.")
+
+
+def _convert(bundle: Bundle, options: ExportOptions, calibration: Path | None) -> Write:
+    """Return what writes the converted model, with metadata. Raises ExportError."""
+    for module in {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"], "torch": []}[
+        options.format
+    ]:
+        import_extra(module, options.format, ExportError)
+    try:
+        with _quiet():
+            program = _trace(bundle, options)
+            if options.format == "onnx":
+                return _to_onnx(program, options)
+            if options.format == "openvino":
+                return _to_openvino(program, bundle.geometry, options, calibration)
+            return _to_torch(program)
+    except CfaError:
+        raise
+    except Exception as error:  # the exporters have no exceptions of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(
+            f"The model cannot be exported to {options.format}: {reason.rstrip('.')}.", "Try another --format."
+        ) from error
+
+
+def _trace(bundle: Bundle, options: ExportOptions) -> ExportedProgram:
+    geometry, calibration = bundle.geometry, bundle.calibration
+    network = DeployedNetwork(
+        build_network(bundle),
+        geometry,
+        calibration.threshold,
+        calibration.pixel_threshold,
+        resize=options.resize,
+        half=options.half,
+    )
+    count = 2 if options.dynamic_batch else 1  # an example of one would fix the batch at one
+    shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)} if options.dynamic_batch else {}
+    if options.resize:
+        example = torch.zeros(count, 131, 97, 3, dtype=torch.uint8)
+        shape |= {1: Dim("height", min=2, max=65536), 2: Dim("width", min=2, max=65536)}
+    else:
+        example = torch.zeros(count, 3, *geometry.input_size)
+    with torch.no_grad():
+        return torch.export.export(network, (example,), dynamic_shapes=(shape,))
+
+
+def _to_onnx(program: ExportedProgram, options: ExportOptions) -> Write:
+    exported = torch.onnx.export(
+        program, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=options.opset, verbose=False
+    )
+    assert exported is not None
+
+    def write(path: Path, metadata: dict[str, str]) -> None:
+        exported.model.metadata_props.update(metadata)
+        exported.save(path, external_data=False)
+
+    return write
+
+
+def _to_openvino(
+    program: ExportedProgram, geometry: Geometry, options: ExportOptions, calibration: Path | None
+) -> Write:
+    openvino = import_extra("openvino", "openvino", ExportError)
+    model = openvino.convert_model(program)
+    model.inputs[0].get_tensor().set_names({INPUT})
+    for output, name in zip(model.outputs, OUTPUTS, strict=True):
+        output.get_tensor().set_names({name})
+    if calibration is not None:
+        nncf = import_extra("nncf", "nncf", ExportError)
+        inputs = [
+            prepare(i, geometry, options.resize)[None].numpy() for i in read_images(calibration, CALIBRATION_IMAGES)
+        ]
+        # Distances are differences of large numbers: the descriptor and the search stay in float32.
+        scope = nncf.IgnoredScope(types=["MatMul"], validate=False)
+        model = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), ignored_scope=scope)
+
+    def write(path: Path, metadata: dict[str, str]) -> None:
+        for key, text in metadata.items():
+            model.set_rt_info(text, [key])
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+
+    return write
+
+
+def _to_torch(program: ExportedProgram) -> Write:
+    def write(path: Path, metadata: dict[str, str]) -> None:
+        torch.export.save(program, str(path), extra_files={TORCH_FILE: json.dumps(metadata)})
+
+    return write
+
+
+def _check(found: Verification, options: ExportOptions, int8: bool) -> None:
+    """Raise ExportError for results that lie too far apart; an INT8 model's must only be numbers."""
+    tolerance = math.inf if int8 else HALF_TOLERANCE if options.half else TOLERANCE
+    if not found.max_relative <= tolerance:
+        raise ExportError(
+            f"The exported model does not score like this one: the relative error is {found.max_relative:.2g}, more "
+            f"than {tolerance:g}; nothing was written.",
+            "Leave out --half, or try another --format.",
+        )
+
+
+@contextlib.contextmanager
+def _scratch_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out`, removed at the end. Raises InputError if it cannot be made."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.stem[:40]}-", dir=out.parent)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write {out}: {error.strerror or error}.", "Choose another place with --out."
+        ) from error
+    with folder as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' own lines and warnings off the terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

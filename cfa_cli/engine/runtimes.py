@@ -1,0 +1,172 @@
+"""Exported models, run by their own runtimes: ONNX Runtime, OpenVINO, or torch for `.pt2`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfa_cli.engine.scorer import Scorer, load_scorer
+from cfa_cli.errors import BundleError, CfaError, DeviceError, ImageError, UsageError
+from cfa_cli.files.bundle import METADATA_KEY, from_metadata, load_bundle
+from cfa_cli.model.deployed import INPUT, OUTPUTS
+from cfa_cli.model.device import choose_device
+from cfa_cli.model.preprocess import to_input
+from cfa_cli.records import Bundle, Geometry, Precision
+
+Format = Literal["onnx", "openvino", "torch"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+EXPORT_KEY = "cfa_export"  # of the metadata: what the export is, and how it was verified
+TORCH_FILE = "cfa.json"  # the metadata's name within a .pt2 file
+_EXTRAS = {"onnx": "onnx onnxscript onnxruntime", "openvino": "openvino", "nncf": "nncf"}
+_AGAIN = "Export it again with `cfa export`."
+
+Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class ExportedScorer:
+    """A model that `cfa export` wrote, scoring as the line's computer does. `run` maps a batch to scores and maps."""
+
+    def __init__(self, run: Run, bundle: Bundle, export: dict[str, Any]) -> None:
+        self.geometry = bundle.geometry
+        self.takes_any_size, self.takes_any_batch = bool(export["resize"]), bool(export["dynamic_batch"])
+        self._run = run
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """Turn an image (h, w, 3), RGB, uint8 or uint16, into the graph's input, as `prepare` does."""
+        return prepare(image, self.geometry, self.takes_any_size)
+
+    def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Score a batch of inputs of one shape: image scores (B,) and maps (B, H, W), float32, >= 0."""
+        batch = inputs.numpy()
+        if self.takes_any_batch:
+            return self._run(batch)
+        results = [self._run(batch[i : i + 1]) for i in range(len(batch))]
+        return np.concatenate([scores for scores, _ in results]), np.concatenate([maps for _, maps in results])
+
+
+def prepare(image: np.ndarray, geometry: Geometry, resize: bool) -> Tensor:
+    """Turn an image (h, w, 3), RGB, uint8 or uint16, into an exported graph's input.
+
+    That is (3, H, W) float32 in 0..1, or the image itself where the graph resizes; then ImageError if it is uint16.
+    """
+    if not resize:
+        return to_input(image, replace(geometry, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    if image.dtype != np.uint8:
+        raise ImageError(
+            "The image has 16 bit a channel; this model was exported with --with-resize and takes 8 bit.",
+            "Export the model without --with-resize.",
+        )
+    return torch.from_numpy(image)
+
+
+def load_model(path: str | Path, device: str = "auto", precision: Precision | None = None) -> tuple[Bundle, Scorer]:
+    """Load a bundle, or by its suffix a model that `cfa export` wrote (its Bundle has no tensors), ready to score.
+
+    Raises BundleError if it cannot be used or its runtime is not installed, UsageError, DeviceError.
+    """
+    path = Path(path)
+    name = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()), None)
+    if name is None:
+        bundle = load_bundle(path)
+        return bundle, load_scorer(bundle, device, precision)
+    if precision not in (None, "auto", "float32"):
+        raise UsageError(
+            f"--precision {precision} does not go with an exported model, which computes in float32.",
+            "Leave --precision out.",
+        )
+    if not path.is_file():
+        raise BundleError(f"There is no model at {path}.", "Make one with `cfa export`, or name it with --model.")
+    return load_exported(path, name, device)
+
+
+def load_exported(path: Path, name: Format, device: str = "auto") -> tuple[Bundle, ExportedScorer]:
+    """Load an exported model of a known format. Raises BundleError, DeviceError."""
+    openers = {"onnx": _open_onnx, "openvino": _open_openvino, "torch": _open_torch}
+    try:
+        metadata, run = openers[name](path, device)
+        if METADATA_KEY not in metadata or EXPORT_KEY not in metadata:
+            raise BundleError(f"{path} was not written by `cfa export`.", "Make one with `cfa export`.")
+        export = json.loads(metadata[EXPORT_KEY])
+        return (bundle := from_metadata(path, metadata, {})), ExportedScorer(run, bundle, export)
+    except CfaError:
+        raise
+    except Exception as error:  # each runtime has its own exceptions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(f"{path} cannot be loaded: {reason.rstrip('.')}.", _AGAIN) from error
+
+
+def import_extra(module: str, extra: str, error: type[CfaError] = BundleError) -> Any:
+    """Import what is no hard dependency; raise `error` with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as reason:
+        packages = _EXTRAS[extra]
+        raise error(
+            f"{module} is not installed.",
+            f"Install it: pipx inject cfa-cli {packages} (or, without pipx, pip install {packages}).",
+        ) from reason
+
+
+def _open_onnx(path: Path, device: str) -> tuple[dict[str, str], Run]:
+    runtime = import_extra("onnxruntime", "onnx")
+    kind = device.partition(":")[0]
+    providers = {"auto": "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    if kind not in providers or providers[kind] not in runtime.get_available_providers():
+        raise DeviceError(
+            f"ONNX Runtime, as it is installed, has no device '{device}'.", "Use --device cpu, or its GPU package."
+        )
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors alone; they are raised as well
+    session = runtime.InferenceSession(str(path), options, providers=[providers[kind]])
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, maps = session.run(["score", "map"], {INPUT: images})
+        return scores, maps
+
+    return dict(session.get_modelmeta().custom_metadata_map), run
+
+
+def _open_openvino(path: Path, device: str) -> tuple[dict[str, str], Run]:
+    openvino = import_extra("openvino", "openvino")
+    _require_cpu(device, "OpenVINO")
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    metadata = {key: model.get_rt_info([key]).value for key in model.get_rt_info() if key.startswith(METADATA_KEY)}
+    # By itself OpenVINO computes in bfloat16 where the processor has it.
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        results = compiled({INPUT: images})
+        return results["score"], results["map"]
+
+    return metadata, run
+
+
+def _open_torch(path: Path, device: str) -> tuple[dict[str, str], Run]:
+    _require_cpu(device, "A .pt2 file")
+    files = {TORCH_FILE: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.export.load(str(path), extra_files=files).module()
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            results = dict(zip(OUTPUTS, module(torch.from_numpy(images)), strict=True))
+        return results["score"].numpy(), results["map"].numpy()
+
+    text = files[TORCH_FILE]
+    return json.loads(text) if text else {}, run
+
+
+def _require_cpu(device: str, what: str) -> None:
+    if device != "auto" and choose_device(device).type != "cpu":
+        raise DeviceError(f"{what} runs on the CPU here, not on '{device}'.", "Leave --device out.")

@@ -1,0 +1,128 @@
+"""The network as it leaves this tool: preprocessing, scores and thresholds in one traceable graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from cfa_cli.model.network import Network, extract_levels
+from cfa_cli.model.preprocess import crop_offsets
+from cfa_cli.model.scoremap import image_scores, position_scores
+from cfa_cli.records import Geometry
+
+INPUT = "images"
+OUTPUTS = ("score", "normalized_score", "map", "threshold", "pixel_threshold")
+CHUNK_ELEMENTS = 1_600_000  # of one image's distance matrix: stays in the processor's cache and bounds the memory
+HALF_ELEMENTS = 1024  # smaller tensors stay in float32: they weigh nothing
+
+
+class DeployedNetwork(nn.Module):
+    """Images in, scores out, with nothing but tensor operations; takes a float32 `network` over and changes it.
+
+    With `resize` the input is images (B, H, W, 3) RGB uint8 of any size, without it (B, 3, H, W) float32 RGB in 0..1 at
+    the network's input size. `half` stores backbone, descriptor and bank as float16; all is computed in float32.
+    Raises OverflowError if a weight is too large for float16.
+    """
+
+    centroids: Tensor
+    lengths: Tensor
+    mean: Tensor
+    std: Tensor
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        network: Network,
+        geometry: Geometry,
+        threshold: float,
+        pixel_threshold: float,
+        *,
+        resize: bool = False,
+        half: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.descriptor, self.score_map = network.backbone, network.descriptor, network.score_map
+        self.neighbours = min(network.neighbours, len(network.bank))
+        self.geometry, self.resize = geometry, resize
+        with torch.no_grad():
+            # Distances do not change under a shift, and products lose less to rounding around the bank's centre.
+            centre = network.bank.double().mean(0)
+            bank = (network.bank.double() - centre).float()
+            self.descriptor.bias.copy_(self.descriptor.bias.double() - centre)
+            if half:
+                bank = bank.half().float()
+        self.register_buffer("centroids", (-2 * bank.T).contiguous())  # (D, M): |q - b|² = |q|² - 2 q·b + |b|²
+        self.register_buffer("lengths", bank.square().sum(1))
+        self.register_buffer("mean", torch.tensor(geometry.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(geometry.std).view(3, 1, 1))
+        self.register_buffer("thresholds", torch.tensor([threshold, pixel_threshold]))
+        if half:
+            store_half(self)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return `OUTPUTS`, float32: scores (B,), normalised (B,) in 0..1, maps (B, H, W), and both thresholds ()."""
+        if self.resize:
+            images = resize_and_crop(images.permute(0, 3, 1, 2).float(), self.geometry) / 255
+        levels = extract_levels(self.backbone, (images - self.mean) / self.std)
+        descriptors = self.descriptor(levels)
+        squared = self._nearest(descriptors.flatten(1, 2))
+        maps = self.score_map(position_scores(squared).view(-1, *descriptors.shape[1:3]))
+        scores = image_scores(maps)
+        threshold, pixel_threshold = self.thresholds[0], self.thresholds[1]
+        return scores, scores / (scores + threshold), maps, threshold, pixel_threshold
+
+    def _nearest(self, queries: Tensor) -> Tensor:
+        """Return the squared distances (B, N, K), ascending, of queries (B, N, D) to their nearest centroids."""
+        rows = max(1, CHUNK_ELEMENTS // self.centroids.shape[1])
+        nearest = [
+            torch.topk(chunk @ self.centroids + self.lengths, self.neighbours, dim=2, largest=False).values
+            for chunk in torch.split(queries, rows, dim=1)
+        ]
+        return torch.cat(nearest, dim=1) + queries.square().sum(2, keepdim=True)
+
+
+def resize_and_crop(images: Tensor, geometry: Geometry) -> Tensor:
+    """Do to images (B, 3, h, w) of any size what `to_input` does: bilinear with antialiasing, then the centre.
+
+    The filter is separable: one matrix for the rows and one for the columns, made from the size at hand. So the result
+    is the same in every runtime, whatever its own operator for resizing does.
+    """
+    top, left = crop_offsets(geometry)
+    height, width = geometry.input_size
+    rows = triangle_filter(images.shape[2], geometry.size[0])[top : top + height]
+    columns = triangle_filter(images.shape[3], geometry.size[1])[left : left + width]
+    return rows @ images @ columns.T
+
+
+def triangle_filter(source: int, target: int) -> Tensor:
+    """Return the (target, source) float32 matrix that resizes; the triangle is as wide as the larger pixel."""
+    # In whole numbers, so that centres are exact: of output pixel i, (2 i + 1) / (2 target) of the side.
+    distance = (2 * torch.arange(source) + 1) * target - (2 * torch.arange(target)[:, None] + 1) * source
+    distance = distance.abs().float()
+    # source or target may be symbolic, so the larger of the two is taken on the quotients
+    weights = (1 - torch.minimum(distance / (2 * source), distance / (2 * target))).clamp_min(0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+class _Widen(nn.Module):
+    def forward(self, stored: Tensor) -> Tensor:
+        return stored.float()
+
+
+def store_half(module: nn.Module) -> None:
+    """Keep a module's matrices and kernels as float16, widened to float32 wherever they are read."""
+    for part in list(module.modules()):
+        tensors = [*part._parameters.items(), *part._buffers.items()]
+        for name, tensor in tensors:
+            if tensor is None or tensor.ndim < 2 or tensor.numel() < HALF_ELEMENTS or not tensor.is_floating_point():
+                continue
+            short = tensor.detach().half()
+            if not torch.isfinite(short).all():
+                raise OverflowError(f"{name} holds values over 65504")
+            if isinstance(tensor, nn.Parameter):
+                setattr(part, name, nn.Parameter(short, requires_grad=False))
+            else:
+                part._buffers[name] = short
+            parametrize.register_parametrization(part, name, _Widen(), unsafe=True)

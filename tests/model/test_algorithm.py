@@ -1,0 +1,242 @@
+"""Each step of the algorithm against a plain, slow version written here from its formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.bank import compress, ema_bank, mean_bank
+from cfa_cli.model.descriptor import Descriptor, descriptor_channels, is_efficientnet, pool_levels
+from cfa_cli.model.loss import coupled_hypersphere_loss
+from cfa_cli.model.network import Network, extract_levels
+from cfa_cli.model.scoremap import ScoreMap, image_scores, position_scores
+
+GRIDS = [(8, 8), (6, 10), (9, 4)]
+
+
+def close(actual, expected, relative=1e-5):
+    actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
+    assert actual.shape == expected.shape
+    assert float((actual - expected).abs().max()) <= relative * float(expected.abs().max())
+
+
+def plain_pool(maps):
+    """3x3 mean with zeros around, one pixel at a time."""
+    batch, channels, height, width = maps.shape
+    result = torch.zeros_like(maps)
+    for y in range(height):
+        for x in range(width):
+            window = maps[:, :, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+            result[:, :, y, x] = window.sum(dim=(2, 3)) / 9
+    return result
+
+
+def plain_bilinear(maps, height, width):
+    """Half-pixel centres, clamped at the border, one pixel at a time."""
+    *_, h, w = maps.shape
+    result = torch.zeros(*maps.shape[:2], height, width, dtype=maps.dtype)
+    for y in range(height):
+        for x in range(width):
+            sy = min(max((y + 0.5) * h / height - 0.5, 0), h - 1)
+            sx = min(max((x + 0.5) * w / width - 0.5, 0), w - 1)
+            y0, x0 = math.floor(sy), math.floor(sx)
+            y1, x1, fy, fx = min(y0 + 1, h - 1), min(x0 + 1, w - 1), sy - y0, sx - x0
+            top = maps[:, :, y0, x0] * (1 - fx) + maps[:, :, y0, x1] * fx
+            bottom = maps[:, :, y1, x0] * (1 - fx) + maps[:, :, y1, x1] * fx
+            result[:, :, y, x] = top * (1 - fy) + bottom * fy
+    return result
+
+
+def make_levels(grid, batch=2, channels=(5, 7, 3), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [grid, (-(-grid[0] // 2), -(-grid[1] // 2)), (-(-grid[0] // 4), -(-grid[1] // 4))]
+    return [torch.randn(batch, c, *size, generator=generator) for c, size in zip(channels, sizes, strict=True)]
+
+
+def plain_descriptors(levels, weight, bias):
+    """Concatenate at the first level's size, add the coordinates, multiply position by position."""
+    height, width = levels[0].shape[-2:]
+    features = torch.cat([plain_bilinear(level.double(), height, width) for level in levels], dim=1)
+    result = torch.zeros(len(features), height, width, len(bias), dtype=torch.float64)
+    for y in range(height):
+        for x in range(width):
+            row = -1 + 2 * y / (height - 1) if height > 1 else -1
+            column = -1 + 2 * x / (width - 1) if width > 1 else -1
+            place = torch.tensor([[row, column]], dtype=torch.float64).expand(len(features), 2)
+            result[:, y, x] = torch.cat([features[:, :, y, x], place], dim=1) @ weight.double().T + bias.double()
+    return result
+
+
+def plain_nearest(queries, bank, k):
+    squared = ((queries.double()[:, None] - bank.double()[None]) ** 2).sum(-1)
+    values, indices = squared.sort(dim=1)
+    return values[:, :k], indices[:, :k]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_pooling_averages_three_by_three_with_zeros_around(grid):
+    levels = make_levels(grid)
+    for pooled, level in zip(pool_levels(levels), levels, strict=True):
+        close(pooled, plain_pool(level))
+    for pooled, level in zip(pool_levels(levels, divide_by_channels=True), levels, strict=True):
+        close(pooled, plain_pool(level) / level.shape[1])
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_descriptor_is_a_coordconv_over_the_concatenated_levels(grid):
+    levels = make_levels(grid)
+    torch.manual_seed(1)
+    descriptor = Descriptor([5, 7, 3], 6)
+    assert descriptor.weight.shape == (6, 17, 1, 1)
+    close(descriptor(levels), plain_descriptors(levels, descriptor.weight.flatten(1), descriptor.bias))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_gradients_reach_the_descriptor_as_autograd_has_them(grid):
+    """The whole training step: loss, gradient by the descriptor and by r, against autograd on the plain formulas."""
+    levels = make_levels(grid, batch=3)
+    torch.manual_seed(2)
+    descriptor = Descriptor([5, 7, 3], 6)
+    bank = torch.randn(40, 6) * 0.3
+    radius = torch.tensor(0.9)
+
+    points = descriptor(levels).flatten(0, 2)
+    squared, indices = plain_nearest(points.detach(), bank, 6)
+    result = coupled_hypersphere_loss(points.detach(), bank, squared.float(), indices, radius)
+    points.backward(result.descriptors)
+
+    weight = descriptor.weight.detach().flatten(1).double().requires_grad_()
+    bias = descriptor.bias.detach().double().requires_grad_()
+    r = radius.double().requires_grad_()
+    plain_points = plain_descriptors([level.double() for level in levels], weight, bias).flatten(0, 2)
+    distances = ((plain_points[:, None] - bank.double()[None]) ** 2).sum(-1).sort(dim=1).values
+    attraction = torch.relu(distances[:, :3] - r**2).mean() / 1e-3
+    repulsion = torch.relu(r**2 - distances[:, 3:6] - 0.1).mean() / 1e-3
+    assert attraction > 0
+    assert repulsion > 0  # both hinges are at work in this case
+    loss = attraction + repulsion
+    loss.backward()
+
+    close(result.loss, loss.detach())
+    close(result.radius, r.grad)
+    close(descriptor.weight.grad.flatten(1), weight.grad)
+    close(descriptor.bias.grad, bias.grad)
+
+
+def test_mean_bank_is_the_mean_of_each_position():
+    images = [torch.randn(12, 4, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+    expected = sum(image.double() for image in images) / 5
+    close(mean_bank(images), expected)
+
+
+def test_ema_bank_follows_each_images_nearest_features():
+    images = [torch.randn(12, 4, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    bank = images[0].double().clone()
+    for image in images[1:]:
+        for i in range(len(bank)):
+            distances = ((image.double() - bank[i]) ** 2).sum(1)
+            bank[i] = 0.9 * bank[i] + 0.1 * image[distances.argmin()].double()
+    close(ema_bank(images), bank)
+
+
+def test_compressing_a_bank_gives_the_clusters_means():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(6, 8, generator=generator) * 10
+    bank = (centres[:, None] + 0.1 * torch.randn(6, 4, 8, generator=generator)).reshape(24, 8)
+    compressed = compress(bank, gamma_c=4, seed=0)
+    assert compressed.shape == (6, 8)
+    means = bank.reshape(6, 4, 8).mean(1)
+    nearest = torch.cdist(compressed, means).argmin(1)
+    assert sorted(nearest.tolist()) == list(range(6))
+    close(compressed, means[nearest])
+    assert compress(bank, gamma_c=1, seed=0) is bank
+
+
+def test_position_score_is_the_first_softmin_weight_times_the_first_distance():
+    squared = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0)).sort(dim=-1).values * 9
+    for distances, score in zip(squared.sqrt().view(-1, 3).tolist(), position_scores(squared).flatten(), strict=True):
+        weights = [math.exp(-d) for d in distances]
+        assert score.item() == pytest.approx(weights[0] / sum(weights) * distances[0], rel=1e-5)
+    assert position_scores(torch.tensor([[4.0]])).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(("grid", "size"), [((7, 7), (28, 28)), ((4, 10), (32, 80)), ((12, 3), (50, 13))])
+@pytest.mark.parametrize("sigma", [4.0, 1.5, 0.0])
+def test_score_map_is_upsampled_and_smoothed(grid, size, sigma):
+    scores = torch.rand(2, *grid, generator=torch.Generator().manual_seed(0))
+    maps = ScoreMap(grid, size, sigma)(scores)
+    large = plain_bilinear(scores.double()[:, None], *size)[:, 0].numpy()
+    expected = np.stack([gaussian_filter(m, sigma) for m in large])
+    close(maps, expected)
+    close(image_scores(maps), expected.max(axis=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "total"),
+    [
+        ("resnet18", (64, 128, 256), 448),
+        ("wide_resnet50_2", (256, 512, 1024), 1792),
+        ("vgg19_bn", (256, 512, 512), 1280),
+        ("efficientnet_b5", (40, 64, 176), 280),
+    ],
+)
+def test_named_backbones_have_the_papers_channels(name, channels, total):
+    backbone = Backbone(name)
+    assert backbone.channels == channels
+    assert sum(channels) == total
+    maps = backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16), strict=True)
+    ]
+    assert is_efficientnet(name) == (name == "efficientnet_b5")
+    assert descriptor_channels(name, channels, 2) == (280 if name == "efficientnet_b5" else total // 2)
+
+
+def test_the_resnets_maps_are_those_of_its_layers():
+    """Against torchvision's own resnet18 with the same weights."""
+    from torchvision.models import resnet18
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    torch.manual_seed(0)
+    reference = resnet18().eval()
+    backbone = Backbone("resnet18", None, reference.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    layers = ["layer1", "layer2", "layer3"]
+    assert backbone.layers == tuple(layers)
+    with torch.no_grad():
+        expected = create_feature_extractor(reference, layers)(image)
+        for actual, layer in zip(backbone(image), layers, strict=True):
+            close(actual, expected[layer])
+
+
+def test_any_timm_model_with_feature_maps_serves():
+    assert Backbone("convnext_atto").channels == (40, 80, 160)
+    assert len(Backbone("vit_tiny_patch16_224").channels) == 3
+    assert Backbone("resnet18", ["layer2", "16"]).layers == ("layer2", "layer3")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_the_whole_network_against_the_plain_steps(size):
+    torch.manual_seed(3)
+    backbone = Backbone("resnet18")
+    descriptor = Descriptor(backbone.channels, 32).requires_grad_(False)
+    grid = (size[0] // 4, size[1] // 4)
+    bank = torch.randn(60, 32)
+    network = Network(backbone, descriptor, bank, grid, size, neighbours=3, sigma=4.0).eval()
+    images = torch.randn(2, 3, *size)
+    scores, maps = network(images)
+
+    levels = [plain_pool(m) for m in backbone(images)]
+    for actual, expected in zip(extract_levels(backbone, images), levels, strict=True):
+        close(actual, expected)
+    points = plain_descriptors(levels, descriptor.weight.flatten(1), descriptor.bias)
+    distances = plain_nearest(points.flatten(0, 2), bank, 3)[0].sqrt()
+    weights = torch.exp(-distances)
+    positions = (weights[:, 0] / weights.sum(1) * distances[:, 0]).view(2, *grid)
+    large = plain_bilinear(positions[:, None], *size)[:, 0].numpy()
+    expected_maps = np.stack([gaussian_filter(m, 4.0) for m in large])
+    close(maps, expected_maps)
+    close(scores, expected_maps.max(axis=(1, 2)))
