@@ -150,6 +150,8 @@ class Bars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+        if kind is KeyboardInterrupt:
+            self._terminal.note("What is finished is kept: the same command goes on from there.")
 
     def show(self, at: BenchmarkProgress) -> None:
         """Show where the benchmark is."""

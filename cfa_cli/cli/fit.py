@@ -31,6 +31,9 @@ def fit(
     max_fpr: options.MaxFpr = None,
     device: options.Device = "auto",
     precision: options.PrecisionOption = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write a page about the training beside the model (.html).")
+    ] = False,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -71,6 +74,13 @@ def fit(
 
         result = run_fit(good_dir, config, progress=terminal.progress, notify=terminal.note)
         written = save_bundle(result.bundle, out, force)
+        if report:
+            from cfa_cli.engine.scorer import load_scorer
+            from cfa_cli.files.inputs import find_sources
+            from cfa_cli.files.report import write_fit_report
+
+            scorer, sources = load_scorer(result.bundle, device), find_sources([str(good_dir)])
+            write_fit_report(page, result, score(scorer, sources, result.bundle.calibration, True, terminal))
     for path, reason in result.skipped:
         terminal.warn(f"Left out: {reason or path}")
     for warning in result.warnings:
@@ -81,6 +91,7 @@ def fit(
                 "command": "fit",
                 "model": str(out),
                 "bytes": written,
+                "report": str(page) if report else None,
                 "seconds": result.seconds,
                 "train_images": result.train_images,
                 "holdout_images": result.holdout_images,
@@ -99,6 +110,7 @@ def fit(
                 *describe.model_facts(result.bundle),
                 ("Time", render.duration(result.seconds)),
                 ("File", f"{out} ({render.file_size(written)})"),
+                *([("Report", str(page))] if report else []),
             ],
         )
     return ExitCode.PARTIAL if result.skipped else ExitCode.DONE

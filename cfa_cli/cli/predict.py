@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,20 +62,22 @@ def predict(
         terminal.note("Starting ...")
         from dataclasses import replace
 
-        from cfa_cli.engine.calibrate import recalibrate
-        from cfa_cli.engine.scorer import load_scorer
         from cfa_cli.files.bundle import load_bundle
         from cfa_cli.files.inputs import find_sources
+
+        # What was mistyped is said before torch is imported, which takes seconds.
+        sources = find_sources(paths, sys.stdin) if paths else []
+        bundle = load_bundle(model)
+        from cfa_cli.engine.calibrate import recalibrate
+        from cfa_cli.engine.scorer import load_scorer
         from cfa_cli.files.outputs import ResultWriter
         from cfa_cli.files.report import write_report
 
-        sources = find_sources(paths, sys.stdin) if paths else []
-        bundle = load_bundle(model)
         bundle = replace(bundle, calibration=recalibrate(bundle.calibration, max_fpr, threshold))
         if bundle.backbone.warning:
             terminal.warn(bundle.backbone.warning)
-        scorer = load_scorer(bundle, device, precision.value if precision else None)
         summary = Summary()
+        scorer = load_scorer(bundle, device, precision.value if precision else None)
         with ResultWriter(out, saved, bundle, resume=resume, force=force) as writer:
             for row in writer.earlier:
                 summary.add(row)
@@ -126,6 +129,7 @@ class Summary:
     def __init__(self) -> None:
         self.good = self.anomalous = self.errors = 0
         self.milliseconds = 0.0
+        self.started = time.perf_counter()
         self._worst: list[tuple[float, str, str]] = []
         self._failed: list[tuple[str, str]] = []
 
@@ -156,6 +160,7 @@ class Summary:
             "scores": str(out / "scores.csv"),
             "threshold": bundle.calibration.threshold,
             "images": self.good + self.anomalous + self.errors,
+            "seconds": time.perf_counter() - self.started,  # all but starting Python and its libraries
             "good": self.good,
             "anomalous": self.anomalous,
             "errors": [{"path": path, "error": error} for path, error in self._failed],

@@ -171,7 +171,7 @@ def _trace(bundle: Bundle, options: ExportOptions) -> ExportedProgram:
 
 def _to_onnx(program: ExportedProgram, options: ExportOptions) -> Write:
     exported = torch.onnx.export(
-        program, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=options.opset, verbose=False
+        program, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=options.opset, verbose=False, optimize=not options.half
     )
     assert exported is not None
 

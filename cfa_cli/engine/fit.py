@@ -27,7 +27,7 @@ from cfa_cli.files.images import read_image
 from cfa_cli.files.inputs import find_good_images
 from cfa_cli.files.weights import load_weights
 from cfa_cli.model.backbone import Backbone, check_backbone_name
-from cfa_cli.model.bank import compress, ema_bank, kmeans, mean_bank
+from cfa_cli.model.bank import compress, ema_bank, kmeans_bank, mean_bank
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device
 from cfa_cli.model.network import Network, extract_levels
@@ -262,19 +262,16 @@ def _build_bank(
     """Build the bank from the initial descriptor's output, image by image."""
 
     def described() -> Iterator[Tensor]:
-        with torch.inference_mode():
-            for number, image in enumerate(images, start=1):
-                yield descriptor(store.levels([image], device)).flatten(0, 2)
-                progress(Progress("building the bank", number, len(images)))
+        for number, image in enumerate(images, start=1):
+            yield descriptor(store.levels([image], device)).flatten(0, 2)
+            progress(Progress("building the bank", number, len(images)))
 
-    if config.bank == "mean":
-        bank = mean_bank(described())
-    elif config.bank == "ema":
-        bank = ema_bank(described())
-    else:
-        bank = kmeans(torch.cat(list(described())), store.shapes[0][1] * store.shapes[0][2], config.seed)
-    with torch.inference_mode(False):
-        return compress(bank.clone().cpu(), config.gamma_c, config.seed).to(device)
+    with torch.no_grad():
+        if config.bank == "kmeans":
+            positions = store.shapes[0][1] * store.shapes[0][2]
+            return kmeans_bank(described, len(images), max(1, positions // config.gamma_c), config.seed)
+        bank = mean_bank(described()) if config.bank == "mean" else ema_bank(described())
+        return compress(bank, config.gamma_c, config.seed)
 
 
 def _provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> Provenance:

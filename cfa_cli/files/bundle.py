@@ -49,10 +49,13 @@ def save_bundle(bundle: Bundle, path: str | Path, force: bool = False) -> int:
 
 
 def to_metadata(bundle: Bundle) -> dict[str, str]:
-    """Return all of a bundle but its tensors, as the metadata of a file: names and texts."""
-    document: dict[str, Any] = {"format": FORMAT, "grid": bundle.grid}
+    """Return all of a bundle but its tensors, as the metadata of a file: names and texts.
+
+    It is one text: safetensors writes several in an order that differs from run to run.
+    """
+    document: dict[str, Any] = {"format": FORMAT, "cfa": __version__, "grid": bundle.grid}
     document |= {name: asdict(getattr(bundle, name)) for name in _SECTIONS}
-    return {METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False), "cfa_version": __version__}
+    return {METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
 
 
 def from_metadata(path: Path, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> Bundle:
@@ -133,7 +136,7 @@ def _parse_document(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if not isinstance(version, int) or version < 1:
         raise BundleError(f"{path} has a damaged description: format {version!r}.", _REFIT)
     if version > FORMAT:
-        writer = metadata.get("cfa_version", "a newer version")
+        writer = str(document.get("cfa", "of a newer version"))[:20]
         raise BundleError(
             f"{path} was written by cfa {writer} in format {version}; this is cfa {__version__}, which reads up to "
             f"format {FORMAT}.",

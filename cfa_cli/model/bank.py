@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from cfa_cli.model.search import NeighbourSearch
 
 EMA_RATE = 0.1
-KMEANS_ITERATIONS = 10
+KMEANS_ITERATIONS = 3
 
 
 def mean_bank(descriptors: Iterable[Tensor]) -> Tensor:
@@ -45,16 +45,35 @@ def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:
     return bank
 
 
-def kmeans(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """Cluster points (N, D) by Lloyd's K-means with greedy k-means++ seeding (scikit-learn's): (clusters, D)."""
-    from sklearn.cluster import KMeans
+def kmeans_bank(descriptors: Callable[[], Iterable[Tensor]], images: int, clusters: int, seed: int) -> Tensor:
+    """Cluster all images' descriptors by Lloyd's K-means, image by image, so that memory does not grow with them.
 
-    if clusters >= len(points):
-        return points.clone()
-    found = KMeans(clusters, n_init=1, random_state=seed, max_iter=50).fit(points.numpy())
-    return torch.from_numpy(found.cluster_centers_).float()
+    `descriptors()` gives (h*w, D) an image, the same on each call. Starts from descriptors drawn evenly over the
+    `images`; a few iterations do, and a cluster that nothing is nearest to stays where it is. Returns (clusters, D).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shares = [clusters // images + (i < clusters % images) for i in range(images)]
+    drawn = [
+        image[torch.randperm(len(image), generator=generator)[:share].to(image.device)]
+        for image, share in zip(descriptors(), shares, strict=True)
+    ]
+    bank = torch.cat(drawn)
+    for _ in range(KMEANS_ITERATIONS):
+        search = NeighbourSearch(bank)
+        sums, counts = torch.zeros_like(bank), bank.new_zeros(len(bank))
+        for image in descriptors():
+            nearest = search(image, 1)[1][:, 0]
+            sums.index_add_(0, nearest, image)
+            counts.index_add_(0, nearest, counts.new_ones(len(nearest)))
+        bank = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), bank)
+    return bank
 
 
 def compress(bank: Tensor, gamma_c: int, seed: int) -> Tensor:
-    """Reduce a bank (M, D) to M / gamma_c centroids by K-means; gamma_c 1 leaves it as it is."""
-    return bank if gamma_c == 1 else kmeans(bank, max(1, len(bank) // gamma_c), seed)
+    """Reduce a bank (M, D) to M / gamma_c centroids by K-means (scikit-learn's); gamma_c 1 leaves it as it is."""
+    from sklearn.cluster import KMeans
+
+    if gamma_c == 1:
+        return bank
+    found = KMeans(max(1, len(bank) // gamma_c), n_init=1, random_state=seed, max_iter=50).fit(bank.cpu().numpy())
+    return torch.from_numpy(found.cluster_centers_).to(bank)

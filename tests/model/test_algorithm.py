@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from cfa_cli.model.backbone import Backbone
-from cfa_cli.model.bank import compress, ema_bank, mean_bank
+from cfa_cli.model.bank import compress, ema_bank, kmeans_bank, mean_bank
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels, is_efficientnet, pool_levels
 from cfa_cli.model.loss import coupled_hypersphere_loss
 from cfa_cli.model.network import Network, extract_levels
@@ -18,14 +18,14 @@ GRIDS = [(8, 8), (6, 10), (9, 4)]
 
 
 def close(actual, expected, relative=1e-5):
-    actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
+    actual, expected = torch.as_tensor(actual).detach().double(), torch.as_tensor(expected).detach().double()
     assert actual.shape == expected.shape
     assert float((actual - expected).abs().max()) <= relative * float(expected.abs().max())
 
 
 def plain_pool(maps):
     """3x3 mean with zeros around, one pixel at a time."""
-    batch, channels, height, width = maps.shape
+    height, width = maps.shape[-2:]
     result = torch.zeros_like(maps)
     for y in range(height):
         for x in range(width):
@@ -140,6 +140,19 @@ def test_ema_bank_follows_each_images_nearest_features():
             distances = ((image.double() - bank[i]) ** 2).sum(1)
             bank[i] = 0.9 * bank[i] + 0.1 * image[distances.argmin()].double()
     close(ema_bank(images), bank)
+
+
+def test_kmeans_bank_finds_the_clusters_of_all_images():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(6, 8, generator=generator) * 10
+    images = [centres[torch.arange(60) % 6] + 0.1 * torch.randn(60, 8, generator=generator) for _ in range(3)]
+    bank = kmeans_bank(lambda: images, len(images), clusters=100, seed=0)
+    assert bank.shape == (100, 8)
+    everything = torch.cat(images)
+    # Each centroid is the mean of what is nearest to it, up to the last iteration's moves.
+    distances = torch.cdist(everything, bank).min(1).values
+    assert distances.max() < 0.6
+    assert (torch.cdist(bank, centres).argmin(1).bincount(minlength=6) > 5).all()
 
 
 def test_compressing_a_bank_gives_the_clusters_means():

@@ -1,0 +1,127 @@
+"""Time cfa and another implementation in turns, on the same images and weights, and write speed.md beside this file.
+
+    python examples/benchmarks/speed.py CATEGORY --weights resnet18.pth --epochs 3 --runs 3 \
+        --peer "peer/bin/python anomalib_run.py cfa"
+
+CATEGORY is a folder in MVTec's layout. The peer's command is called with it and the number of epochs, and prints one
+JSON line last: fit_s, test_s, n_test, peak_MB. Its times start after its imports; so do those that `cfa --json` gives.
+They include decoding, the bank, training and calibration, and for predict the maps and scores.csv.
+Ours holds out two images, so that both train on nearly the same number. Medians of the runs; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+Figures = dict[str, float]  # fit_s, ms_per_image, peak_MB
+
+
+def run_cfa(options: argparse.Namespace, precision: str) -> Figures:
+    """Fit and predict once with this tool."""
+    good, test = options.category / "train" / "good", options.category / "test"
+    count = sum(path.is_file() for path in good.rglob("*"))
+    with tempfile.TemporaryDirectory() as folder:
+        model, out = Path(folder, "model.safetensors"), Path(folder, "maps")
+        fit = [*words("fit", good, "--preset", "paper", "--size", 224, "--epochs", options.epochs, "--out", model)]
+        fit += words("--weights", options.weights, "--backbone", options.backbone, "--holdout", 2 / count)
+        trained, fit_peak = run_json([*fit, *words("--precision", precision)])
+        predict = words("predict", test, "--model", model, "--out", out, "--save", "map", "--precision", precision)
+        scored, predict_peak = run_json(predict)
+    return {
+        "fit_s": trained["seconds"],
+        "ms_per_image": 1000 * scored["seconds"] / scored["images"],
+        "peak_MB": max(fit_peak, predict_peak),
+    }
+
+
+def words(*parts: object) -> list[str]:
+    """Command-line words from whatever they are."""
+    return [str(part) for part in parts]
+
+
+def run_json(arguments: list[str]) -> tuple[dict[str, Any], float]:
+    """Run cfa; return its JSON document and its peak memory in MB."""
+    command = [sys.executable, "-m", "cfa_cli", *arguments, "--json", "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"{shlex.join(command)} failed")
+    return json.loads(output), usage.ru_maxrss / 1024
+
+
+def run_peer(options: argparse.Namespace) -> Figures:
+    """Fit and test once with the other implementation."""
+    command = [*shlex.split(options.peer), str(options.category), str(options.epochs)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "fit_s": found["fit_s"],
+        "ms_per_image": 1000 * found["test_s"] / found["n_test"],
+        "peak_MB": found["peak_MB"],
+    }
+
+
+def describe_machine() -> str:
+    """The processor, as far as the system tells."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    units = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags]
+    return f"{name}, {os.cpu_count()} cores, {', '.join(units[:2]) or 'no vector extensions known'}"
+
+
+def main() -> None:
+    """Run all in turns and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("category", type=Path)
+    parser.add_argument("--weights", required=True, help="the file that both use")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--peer", help="the other implementation's command; without it cfa is timed alone")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "speed.md")
+    options = parser.parse_args()
+
+    runs: dict[str, list[Figures]] = {"cfa, auto": [], "cfa, float32": []} | ({"peer": []} if options.peer else {})
+    for turn in range(options.runs):
+        for name, figures in runs.items():
+            figures.append(run_peer(options) if name == "peer" else run_cfa(options, name.split()[1]))
+            print(f"turn {turn + 1}: {name}: {figures[-1]}", file=sys.stderr, flush=True)
+    medians = {name: {key: median(run[key] for run in all_) for key in all_[0]} for name, all_ in runs.items()}
+
+    lines = [
+        "# Speed",
+        "",
+        f"{options.backbone}, 224 px, {options.epochs} epochs, {options.category.name}; median of {options.runs} runs, "
+        f"in turns. {describe_machine()}; torch {torch.__version__}.",
+        "",
+        "| | fit, s | predict, ms an image | peak memory, MB |",
+        "|---|---|---|---|",
+    ]
+    for name, row in medians.items():
+        cells = [f"{row['fit_s']:.1f}", f"{row['ms_per_image']:.1f}", f"{row['peak_MB']:.0f}"]
+        if options.peer and name != "peer":
+            cells = [f"{c} ({medians['peer'][k] / row[k]:.1f}x)" for c, k in zip(cells, row, strict=True)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "In brackets: the peer's figure over ours."] if options.peer else []
+    options.out.write_text("\n".join(lines) + "\n")
+    print(json.dumps({"category": options.category.name, "epochs": options.epochs, **medians}))
+
+
+if __name__ == "__main__":
+    main()
