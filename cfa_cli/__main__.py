@@ -26,12 +26,14 @@ def run(arguments: list[str]) -> int:
     except CfaError as error:
         return _tell(error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
-        return _tell("Interrupted.", None, ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe, like head, has had enough
+        result = ExitCode.INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # the reader of a pipe, like head, has had enough; typer exits then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit stays quiet
         return ExitCode.DONE
     except Exception as error:
         return _tell_other(error, arguments)
+    if result == ExitCode.INTERRUPTED:  # typer gives it back for Ctrl-C
+        return _tell("Interrupted.", None, ExitCode.INTERRUPTED)
     return result if isinstance(result, int) else ExitCode.DONE
 
 

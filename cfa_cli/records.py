@@ -94,7 +94,7 @@ class Provenance:
     python: str
     date: str  # YYYY-MM-DD, UTC
     images: int  # good images read, held-out ones included
-    images_sha256: str  # of the list of relative paths and file digests
+    images_sha256: str  # of the list of relative paths and file sizes
     seed: int
 
 

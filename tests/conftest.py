@@ -35,14 +35,17 @@ def one_thread() -> Iterator[None]:
 
 
 def draw_part(number: int, defect: bool = False, size: tuple[int, int] = (72, 80)) -> np.ndarray:
-    """A striped part, (h, w, 3) BGR uint8, each number with its own noise and light; a defect is a bright square."""
-    height, width = size
+    """A striped part, (h, w, 3) BGR uint8, each number with its own noise and light.
+
+    A defect is a bright square; of 72 x 80 px it covers rows 36 to 49 and columns 20 to 33.
+    """
     rng = np.random.default_rng(number)
-    stripes = 25 * np.sin(np.arange(width) / 4)[None, :, None]
-    part = 110 + 2 * (number % 5) + stripes + rng.normal(0, 4, (height, width, 3))
+    stripes = 25 * np.sin(np.arange(80) / 4)[None, :, None]
+    part = 110 + 2 * (number % 5) + stripes + rng.normal(0, 4, (72, 80, 3))
     if defect:
-        part[height // 2 : height // 2 + 14, width // 4 : width // 4 + 14] = (20, 240, 250)
-    return np.asarray(part.clip(0, 255).astype(np.uint8))
+        part[36:50, 20:34] = (20, 240, 250)
+    part = part.clip(0, 255).astype(np.uint8)
+    return part if size == (72, 80) else cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def write_part(path: Path, number: int, defect: bool = False, size: tuple[int, int] = (72, 80)) -> Path:
@@ -88,9 +91,7 @@ class Outcome:
 
 
 @pytest.fixture
-def cfa(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
+def cfa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run the command in `tmp_path`: cfa("fit", folder, "--epochs", 1). What other code prints is seen as well."""
     from cfa_cli.__main__ import run
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cfa_cli import __version__
-from cfa_cli.cli import benchmark, fit, info, predict
+from cfa_cli.cli import benchmark, export, fit, info, predict
 
 app = typer.Typer(
     add_completion=False,
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("fit")(fit.fit)
 app.command("predict")(predict.predict)
 app.command("benchmark")(benchmark.benchmark)
+app.command("export")(export.export)
 app.command("info")(info.info)
 
 

@@ -69,12 +69,15 @@ def fit(
         terminal.note("Starting ...")
         from cfa_cli.files.bundle import check_free, save_bundle
 
-        check_free(out, force)  # before anything that takes time, the import of torch included
+        page = out.with_suffix(".html")
+        for file in (out, page) if report else (out,):
+            check_free(file, force)  # before anything that takes time, the import of torch included
         from cfa_cli.engine.fit import fit as run_fit
 
         result = run_fit(good_dir, config, progress=terminal.progress, notify=terminal.note)
         written = save_bundle(result.bundle, out, force)
         if report:
+            from cfa_cli.cli.predict import score
             from cfa_cli.engine.scorer import load_scorer
             from cfa_cli.files.inputs import find_sources
             from cfa_cli.files.report import write_fit_report

@@ -62,22 +62,22 @@ def predict(
         terminal.note("Starting ...")
         from dataclasses import replace
 
-        from cfa_cli.files.bundle import load_bundle
+        from cfa_cli.files.bundle import check_there
         from cfa_cli.files.inputs import find_sources
 
         # What was mistyped is said before torch is imported, which takes seconds.
         sources = find_sources(paths, sys.stdin) if paths else []
-        bundle = load_bundle(model)
+        check_there(model)
         from cfa_cli.engine.calibrate import recalibrate
-        from cfa_cli.engine.scorer import load_scorer
+        from cfa_cli.engine.runtimes import load_model
         from cfa_cli.files.outputs import ResultWriter
         from cfa_cli.files.report import write_report
 
+        bundle, scorer = load_model(model, device, precision.value if precision else None)
         bundle = replace(bundle, calibration=recalibrate(bundle.calibration, max_fpr, threshold))
         if bundle.backbone.warning:
             terminal.warn(bundle.backbone.warning)
         summary = Summary()
-        scorer = load_scorer(bundle, device, precision.value if precision else None)
         with ResultWriter(out, saved, bundle, resume=resume, force=force) as writer:
             for row in writer.earlier:
                 summary.add(row)
@@ -86,7 +86,7 @@ def predict(
                 from cfa_cli.cli.watching import watch_folder
 
                 watch_folder(scorer, watch, bundle.calibration.threshold, writer, out, summary.add, terminal, json)
-            for prediction in _score(scorer, waiting, bundle.calibration, bool(saved), terminal):
+            for prediction in score(scorer, waiting, bundle.calibration, bool(saved), terminal):
                 writer.write(prediction)
                 summary.add(prediction)
         if saved:
@@ -100,9 +100,10 @@ def predict(
     return ExitCode.PARTIAL if summary.errors else ExitCode.DONE
 
 
-def _score(
+def score(
     scorer: Any, sources: list[Any], calibration: Calibration, keep_images: bool, terminal: Terminal
 ) -> Iterator[Prediction]:
+    """Score sources in order, and show how far it is."""
     from cfa_cli.engine.scorer import score_sources
     from cfa_cli.records import Progress
 

@@ -33,8 +33,9 @@ def watch_folder(
     from cfa_cli.engine.watch import watch
 
     with _stop_on_signal() as stop:
+        batches = watch(scorer, folder, threshold, stop, is_done=writer.is_done, ignore=out)
         terminal.note(f"Watching {folder}; Ctrl-C ends.")
-        for batch in watch(scorer, folder, threshold, stop, is_done=writer.is_done, ignore=out):
+        for batch in batches:
             for prediction in batch:
                 writer.write(prediction)
             writer.flush()

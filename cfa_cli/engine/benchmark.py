@@ -92,17 +92,22 @@ def benchmark(
         and weights.get(each.backbone, each.weights_sha256) == each.weights_sha256
     ]
     results = replace(results, runs=tuple(current))
-    known = {(each.backbone, each.seed, each.category) for each in results.runs}
+    finished = {_key(each) for each in results.runs}
     wanted = [
-        Job(category, replace(config, backbone=backbone, seed=seed), *_places(out, backbone, seed, category.name))
+        Job(
+            category,
+            replace(config, backbone=backbone, seed=seed),
+            out / "models" / f"{backbone}-seed{seed}" / f"{category.name}.safetensors" if save_models else None,
+            out / "maps" / f"{backbone}-seed{seed}" if save_maps else None,
+        )
         for backbone in backbones
         for seed in seeds
         for category in dataset.categories
     ]
     pending = [
-        replace(job, model=job.model if save_models else None, maps=job.maps if save_maps else None)
+        job
         for job in wanted
-        if (job.config.backbone, job.config.seed, job.category.name) not in known
+        if (job.config.backbone, job.config.seed, job.category.name) not in finished or not _is_kept(job)
     ]
     _write(out, results)
     done = len(wanted) - len(pending)
@@ -114,7 +119,8 @@ def benchmark(
     with closing(_outcomes(pending, jobs, report)) as outcomes:
         for job, outcome in outcomes:
             if isinstance(outcome, Run):
-                results = replace(results, runs=(*results.runs, replace(outcome, command=command)))
+                others = (each for each in results.runs if _key(each) != _key(outcome))
+                results = replace(results, runs=(*others, replace(outcome, command=command)))
             else:
                 results = replace(results, failures=(*results.failures, outcome))
                 notify(f"{_title(job)} failed: {outcome.error}")
@@ -160,9 +166,14 @@ def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], 
     return digests
 
 
-def _places(out: Path, backbone: str, seed: int, category: str) -> tuple[Path, Path]:
-    run_name = f"{backbone}-seed{seed}"
-    return out / "models" / run_name / f"{category}.safetensors", out / "maps" / run_name
+def _key(run: Run) -> tuple[str, int, str]:
+    return run.backbone, run.seed, run.category
+
+
+def _is_kept(job: Job) -> bool:
+    """Whether the model and maps that are asked for are there, from an earlier session."""
+    model = job.model is None or job.model.exists()
+    return model and (job.maps is None or (job.maps / job.category.name).is_dir())
 
 
 def _title(job: Job) -> str:

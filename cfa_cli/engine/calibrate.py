@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import betaincinv  # scipy.stats would take half a second to import
 
 from cfa_cli.errors import UsageError
 from cfa_cli.records import Calibration
@@ -103,9 +104,8 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
 
 
 def _fpr_interval(n: int, k: int) -> tuple[float, float]:
-    from scipy.stats import beta
-
-    low, high = beta.interval(INTERVAL, n + 1 - k, k)
+    """Return the quantiles of Beta(n + 1 - k, k) that hold `INTERVAL` between them."""
+    low, high = betaincinv(n + 1 - k, k, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     return float(low), float(high)
 
 

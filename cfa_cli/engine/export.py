@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -21,12 +22,13 @@ from torch.export import Dim, ExportedProgram
 
 from cfa_cli import __version__
 from cfa_cli.engine.runtimes import EXPORT_KEY, SUFFIXES, TORCH_FILE, Format, import_extra, load_exported, prepare
-from cfa_cli.engine.scorer import build_network, load_scorer
+from cfa_cli.engine.scorer import NetworkScorer, build_network
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
 from cfa_cli.errors import CfaError, ExportError, InputError, UsageError
 from cfa_cli.files.atomic import atomic_path
 from cfa_cli.files.bundle import check_free, load_bundle, to_metadata
 from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
+from cfa_cli.model.network import Network
 from cfa_cli.records import Bundle, Geometry, Progress, ProgressCallback
 
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
@@ -79,7 +81,8 @@ def export(
     """
     options, out = options or ExportOptions(), Path(out)
     check_options(options, out, int8=calibration is not None)
-    check_free(out, force)
+    for file in [out, out.with_suffix(".bin")] if options.format == "openvino" else [out]:
+        check_free(file, force)
     bundle = load_bundle(model)
     folder = images or calibration
     pictures = read_images(folder) if folder else render_images(bundle.geometry)
@@ -90,22 +93,27 @@ def export(
         "int8": calibration is not None,
         "bundle_sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest(),
     }
-    write = _convert(bundle, options, calibration)
+    network = build_network(bundle)
+    reference = NetworkScorer(copy.deepcopy(network), bundle.geometry, "cpu", "float32")
+    write = _convert(network, bundle, options, calibration)
     progress(Progress("exporting", 1, 1, unit="models"))
     with _scratch_folder(out) as place:
-        built = place / out.name
+        built, verified = place / "built" / out.name, place / "verified" / out.name
         metadata = to_metadata(bundle)
-        write(built, metadata | {EXPORT_KEY: json.dumps(description)})
-        _, scorer = load_exported(built, options.format)
-        reference = load_scorer(bundle, "cpu", "float32")
-        found = verify(scorer, reference, pictures, bundle.calibration.threshold, progress, drawn=folder is None)
+        _write(write, built, metadata | {EXPORT_KEY: json.dumps(description)})
+        try:
+            _, scorer = load_exported(built, options.format)
+            found = verify(scorer, reference, pictures, bundle.calibration.threshold, progress, drawn=folder is None)
+        except Exception as error:  # each runtime has its own exceptions
+            raise ExportError(f"The exported model does not run: {error}", "Try another --format.") from error
         _check(found, options, int8=calibration is not None)
-        description["verification"] = asdict(found)
-        write(built, metadata | {EXPORT_KEY: json.dumps(description)})
-        files = [out.with_suffix(file.suffix) for file in sorted(place.iterdir())]  # the weights before the graph
-        for file in files:
-            with atomic_path(file) as temporary:
-                shutil.copyfile(place / file.name, temporary)
+        # The same graph again: what was found goes into its metadata.
+        _write(write, verified, metadata | {EXPORT_KEY: json.dumps(description | {"verification": asdict(found)})})
+        files = []
+        for file in sorted(verified.parent.iterdir()):  # OpenVINO's weights (.bin) before its graph (.xml)
+            files.append(out.with_suffix(file.suffix))
+            with atomic_path(files[-1]) as temporary:
+                shutil.copyfile(file, temporary)
     size = sum(file.stat().st_size for file in files)
     return ExportResult(tuple(files), size, options, calibration is not None, found)
 
@@ -125,7 +133,7 @@ def check_options(options: ExportOptions, out: Path, int8: bool) -> None:
         raise UsageError("--calibration makes an OpenVINO model INT8.", "Use it with --format openvino, not --half.")
 
 
-def _convert(bundle: Bundle, options: ExportOptions, calibration: Path | None) -> Write:
+def _convert(network: Network, bundle: Bundle, options: ExportOptions, calibration: Path | None) -> Write:
     """Return what writes the converted model, with metadata. Raises ExportError."""
     for module in {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"], "torch": []}[
         options.format
@@ -133,7 +141,7 @@ def _convert(bundle: Bundle, options: ExportOptions, calibration: Path | None) -
         import_extra(module, options.format, ExportError)
     try:
         with _quiet():
-            program = _trace(bundle, options)
+            program = _trace(network, bundle, options)
             if options.format == "onnx":
                 return _to_onnx(program, options)
             if options.format == "openvino":
@@ -148,10 +156,10 @@ def _convert(bundle: Bundle, options: ExportOptions, calibration: Path | None) -
         ) from error
 
 
-def _trace(bundle: Bundle, options: ExportOptions) -> ExportedProgram:
+def _trace(network: Network, bundle: Bundle, options: ExportOptions) -> ExportedProgram:
     geometry, calibration = bundle.geometry, bundle.calibration
-    network = DeployedNetwork(
-        build_network(bundle),
+    deployed = DeployedNetwork(
+        network,
         geometry,
         calibration.threshold,
         calibration.pixel_threshold,
@@ -166,12 +174,12 @@ def _trace(bundle: Bundle, options: ExportOptions) -> ExportedProgram:
     else:
         example = torch.zeros(count, 3, *geometry.input_size)
     with torch.no_grad():
-        return torch.export.export(network, (example,), dynamic_shapes=(shape,))
+        return torch.export.export(deployed, (example,), dynamic_shapes=(shape,))
 
 
 def _to_onnx(program: ExportedProgram, options: ExportOptions) -> Write:
     exported = torch.onnx.export(
-        program, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=options.opset, verbose=False, optimize=not options.half
+        program, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=options.opset, verbose=False
     )
     assert exported is not None
 
@@ -225,18 +233,22 @@ def _check(found: Verification, options: ExportOptions, int8: bool) -> None:
         )
 
 
+def _write(write: Write, path: Path, metadata: dict[str, str]) -> None:
+    path.parent.mkdir()
+    with _quiet():
+        write(path, metadata)
+
+
 @contextlib.contextmanager
 def _scratch_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out`, removed at the end. Raises InputError if it cannot be made."""
+    """Yield a folder beside `out`, removed at the end. Raises InputError if it cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=f".{out.stem[:40]}-", dir=out.parent)
+        with tempfile.TemporaryDirectory(prefix=f".{out.stem[:40]}-", dir=out.parent) as folder:
+            yield Path(folder)
     except OSError as error:
-        raise InputError(
-            f"Cannot write {out}: {error.strerror or error}.", "Choose another place with --out."
-        ) from error
-    with folder as name:
-        yield Path(name)
+        reason = error.strerror or str(error)
+        raise InputError(f"Cannot write {out}: {reason}.", "Choose another place with --out.") from error
 
 
 @contextlib.contextmanager

@@ -175,8 +175,6 @@ def check_config(config: FitConfig) -> None:
         raise UsageError(f"--lr {config.lr} is not a positive number.", "The paper's is 0.001.")
     if not 0 <= config.seed < 2**32:
         raise UsageError(f"--seed {config.seed} is out of range.", f"Seeds go from 0 to {2**32 - 1}.")
-    if config.layers is not None and not config.layers:
-        raise UsageError("--layers names no layer.", "Write for example --layers 4,8,16.")
     if not 0 < config.holdout < 1:
         raise UsageError(f"--holdout {config.holdout} is not between 0 and 1.", "Use for example --holdout 0.2.")
     if config.crop is not None:

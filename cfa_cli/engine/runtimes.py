@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cfa_cli.engine.scorer import Scorer, load_scorer
 from cfa_cli.errors import BundleError, CfaError, DeviceError, ImageError, UsageError
-from cfa_cli.files.bundle import METADATA_KEY, from_metadata, load_bundle
+from cfa_cli.files.bundle import METADATA_KEY, check_there, from_metadata, load_bundle
 from cfa_cli.model.deployed import INPUT, OUTPUTS
 from cfa_cli.model.device import choose_device
 from cfa_cli.model.preprocess import to_input
@@ -83,8 +83,7 @@ def load_model(path: str | Path, device: str = "auto", precision: Precision | No
             f"--precision {precision} does not go with an exported model, which computes in float32.",
             "Leave --precision out.",
         )
-    if not path.is_file():
-        raise BundleError(f"There is no model at {path}.", "Make one with `cfa export`, or name it with --model.")
+    check_there(path)
     return load_exported(path, name, device)
 
 

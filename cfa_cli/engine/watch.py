@@ -24,7 +24,8 @@ def watch(
 ) -> Iterator[list[Prediction]]:
     """Score the images in `folder` and those that arrive, each once it is written to its end, until `stop` is set.
 
-    Yields what is done together, a few images at most; each has its `image` and its `map` at the network's input size.
+    Returns when it is ready to, and yields what is done together, a few images at most; each has its `image` and its
+    `map` at the network's input size.
     Images for which `is_done` is true, and those below `ignore`, are left out. A file that vanishes before it is read
     is forgotten; one that stays unreadable has its error. The folder may be removed and made again.
     Raises InputError if it is not there at the start.
@@ -32,6 +33,10 @@ def watch(
     arrivals = Arrivals(folder, is_done, stop, ignore)
     blank = np.zeros((*scorer.geometry.size, 3), np.uint8)
     scorer(scorer.prepare(blank)[None])  # the first call is slow: not the first image's
+    return _score_arrivals(scorer, arrivals, threshold, stop)
+
+
+def _score_arrivals(scorer: Scorer, arrivals: Arrivals, threshold: float, stop: Event) -> Iterator[list[Prediction]]:
     for ready in arrivals:
         for start in range(0, len(ready), BATCH_SIZE):
             batch = score_sources(scorer, ready[start : start + BATCH_SIZE], threshold, keep_images=True)

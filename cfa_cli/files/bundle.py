@@ -86,10 +86,7 @@ def check_free(path: Path, force: bool) -> None:
 def load_bundle(path: str | Path) -> Bundle:
     """Read a bundle; everything in it is checked before it is used. Raises BundleError with what is wrong."""
     path = Path(path)
-    if not path.exists():
-        raise BundleError(f"There is no model at {path}.", "Make one with `cfa fit GOOD_DIR`, or name it with --model.")
-    if path.is_dir():
-        raise BundleError(f"{path} is a folder, not a model.", "Name the .safetensors file that `cfa fit` wrote.")
+    check_there(path)
     try:
         _check_header_size(path)
         with safe_open(path, framework="numpy") as file:
@@ -104,6 +101,14 @@ def load_bundle(path: str | Path) -> Bundle:
     bundle = from_metadata(path, metadata, tensors)
     _check_tensors(path, bundle)
     return bundle
+
+
+def check_there(path: Path) -> None:
+    """Raise BundleError if there is no file at `path`."""
+    if path.is_dir():
+        raise BundleError(f"{path} is a folder, not a model.", "Name the .safetensors file that `cfa fit` wrote.")
+    if not path.exists():
+        raise BundleError(f"There is no model at {path}.", "Make one with `cfa fit GOOD_DIR`, or name it with --model.")
 
 
 def _check_header_size(path: Path) -> None:

@@ -49,8 +49,7 @@ def write_report(
     calibration = bundle.calibration
     data = {
         "rows": [_row_data(row, folder, out, defect) for row, defect in zip(rows, truth, strict=True)],
-        "calibrated": calibration.threshold,
-        "threshold": rows[-1].threshold if rows else calibration.threshold,
+        "threshold": calibration.threshold,
         "holdout": calibration.holdout_scores,
         "pixel": _fraction(calibration.pixel_threshold, calibration.display_low, calibration.display_high),
         "saved": settings["save"],
@@ -131,7 +130,9 @@ def _row_data(row: Row, folder: Path, out: Path, defect: bool | None) -> list[An
         url = quote(f"report/{row.name}{REPORT_IMAGE}")
     path = os.fsencode(row.path).decode("utf-8", "replace")
     height, width = row.size or (0, 0)
-    return [path, row.name, row.score, row.milliseconds, row.error, url, width, height, defect]
+    # The very score: the threshold may be the score of an image that is among those to see.
+    score = None if row.score is None else float(np.float32(row.score))
+    return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect]
 
 
 def _relative_url(path: Path, out: Path) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EMBEDDED_BACKBONE = "resnet18"
 EMBEDDED_PATH = Path(__file__).parents[1] / "weights" / "resnet18_embedded.safetensors"
-EMBEDDED_SHA256 = "82da13a38a44333b2139d8085e0e76e978afc752bfa40f3dfb33bec3d8704d35"
+EMBEDDED_SHA256 = "8243bc7cdcc36b91b6e27cfeacfdaeb0317e094517c226f943eefa4590fb01f6"
 EMBEDDED_WARNING = (
     "The ImageNet weights could not be had, so this model uses the weights that come with cfa, which were trained on "
     "generated images and usually find fewer defects; fit again with a network, or with --weights FILE."

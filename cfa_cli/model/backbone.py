@@ -96,6 +96,8 @@ def _choose_layers(name: str, infos: list[dict[str, Any]], layers: Sequence[str]
         chosen = [last_of_stride[s] for s in DEFAULT_STRIDES if s in last_of_stride]
         # Transformers keep one stride throughout: their last three blocks stand in for three scales.
         return chosen if len(chosen) > 1 else list(range(len(infos)))[-3:]
+    if not layers:
+        raise UsageError("No layer of the backbone is named.", "Write for example --layers 4,8,16.")
     by_name = {str(info["module"]): i for i, info in enumerate(infos)}
     by_name |= {str(stride): i for stride, i in last_of_stride.items()}
     unknown = [layer for layer in layers if layer not in by_name]

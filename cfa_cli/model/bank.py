@@ -75,5 +75,8 @@ def compress(bank: Tensor, gamma_c: int, seed: int) -> Tensor:
 
     if gamma_c == 1:
         return bank
-    found = KMeans(max(1, len(bank) // gamma_c), n_init=1, random_state=seed, max_iter=50).fit(bank.cpu().numpy())
+    # Seeding by distance costs as much as many iterations where there are many clusters, and matters less there.
+    init = "k-means++" if len(bank) <= 4096 else "random"
+    kmeans = KMeans(max(1, len(bank) // gamma_c), init=init, n_init=1, random_state=seed, max_iter=30)
+    found = kmeans.fit(bank.cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(bank)

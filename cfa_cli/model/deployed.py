@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cfa_cli.model.network import Network, extract_levels
+from cfa_cli.model.descriptor import is_efficientnet, pool_levels
+from cfa_cli.model.network import Network
 from cfa_cli.model.preprocess import crop_offsets
 from cfa_cli.model.scoremap import image_scores, position_scores
 from cfa_cli.records import Geometry
@@ -65,13 +66,14 @@ class DeployedNetwork(nn.Module):
         """Return `OUTPUTS`, float32: scores (B,), normalised (B,) in 0..1, maps (B, H, W), and both thresholds ()."""
         if self.resize:
             images = resize_and_crop(images.permute(0, 3, 1, 2).float(), self.geometry) / 255
-        levels = extract_levels(self.backbone, (images - self.mean) / self.std)
+        maps = self.backbone((images - self.mean) / self.std)
+        levels = pool_levels(maps, divide_by_channels=is_efficientnet(self.backbone.name))
         descriptors = self.descriptor(levels)
         squared = self._nearest(descriptors.flatten(1, 2))
-        maps = self.score_map(position_scores(squared).view(-1, *descriptors.shape[1:3]))
-        scores = image_scores(maps)
+        score_maps = self.score_map(position_scores(squared).view(-1, *descriptors.shape[1:3]))
+        scores = image_scores(score_maps)
         threshold, pixel_threshold = self.thresholds[0], self.thresholds[1]
-        return scores, scores / (scores + threshold), maps, threshold, pixel_threshold
+        return scores, scores / (scores + threshold), score_maps, threshold, pixel_threshold
 
     def _nearest(self, queries: Tensor) -> Tensor:
         """Return the squared distances (B, N, K), ascending, of queries (B, N, D) to their nearest centroids."""

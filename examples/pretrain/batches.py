@@ -70,7 +70,7 @@ class Batches(Dataset[Batch]):
             classes[share > 0.8] = donor_label
             classes[(share >= 0.2) & (share <= 0.8)] = IGNORE
         defects = np.zeros((size, size), np.uint8)
-        for _ in range(int(rng.integers(0, 4))):
+        for _ in range(int(rng.integers(0, 6))):
             image = spoil(image, defects, donor, rng)
         return image, classes, defects
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LAYER1_GAIN = 0.3
 WIDTHS = {"layer1": 64, "layer2": 128, "layer3": 256}
 
 
@@ -101,8 +102,26 @@ def learning_rate(step: int, steps: int, decay: int) -> float:
     return min(1.0, (step + 1) / 100, (steps - step) / decay)
 
 
+@torch.no_grad()
+def quieten_layer1(trunk: nn.Module, gain: float) -> None:
+    """Scale layer1's maps by `gain` and change nothing in layer2 and layer3: ReLU and max pooling commute with it.
+
+    The detector compares features by Euclidean distance, where the level that varies most is heard most. That is
+    layer1, which sees brightness and grain rather than structure.
+    """
+    blocks = list(trunk.layer1)
+    for norm in (trunk.bn1, *(block.bn2 for block in blocks)):
+        norm.weight.mul_(gain)
+        norm.bias.mul_(gain)
+    after = trunk.layer2[0]
+    for conv in (*(block.conv1 for block in blocks), after.conv1, after.downsample[0]):
+        conv.weight.div_(gain)
+
+
 def export(trunk: nn.Module, path: Path, facts: dict[str, str]) -> None:
-    """Write the trunk in half precision under timm's names, with `facts` in the header."""
+    """Write the trunk in half precision under timm's names, layer1 quietened, with `facts` in the header."""
+    trunk = copy.deepcopy(trunk)
+    quieten_layer1(trunk, LAYER1_GAIN)
     tensors = {
         name: tensor.detach().cpu().half().contiguous()
         for name, tensor in trunk.state_dict().items()
@@ -125,7 +144,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decay", type=int, default=1500, help="how many of the last steps bring the rate to zero")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--crops", type=int, nargs="+", default=[64, 96, 128], help="multiples of 16; one a batch")
-    parser.add_argument("--objective", choices=["classes", "defects", "both"], default="both")
+    parser.add_argument("--class-weight", type=float, default=1.0, help="of the loss over classes; 0: without")
+    parser.add_argument("--defect-weight", type=float, default=3.0, help="of the loss over defects; 0: without")
     parser.add_argument("--lr", type=float, default=0.05, help="peak rate, relative to the weights' norm")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
@@ -171,7 +191,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             class_logits, defect_logits = model(x.contiguous(memory_format=torch.channels_last))
         losses = class_loss(class_logits, classes), defect_loss(defect_logits, where)
-        loss = (args.objective != "defects") * losses[0] + (args.objective != "classes") * 3 * losses[1]
+        loss = args.class_weight * losses[0] + args.defect_weight * losses[1]
         loss.backward()
         optimizer.step(learning_rate(step, args.steps, args.decay))
 
@@ -198,7 +218,7 @@ def main() -> None:
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": done}, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
-            facts = {"seed": str(args.seed), "steps": f"{done} of {args.steps}", "objective": args.objective}
+            facts = {"seed": str(args.seed), "steps": str(done)}
             if args.export:
                 export(average, args.export, facts)
 

@@ -164,6 +164,9 @@ def test_the_counts_against_the_folders(small, open_page):
     assert confusion() == ["2", "1", "1", "2"]
     # Of 9 pairs of a defect and a good image, only (1.2, 1.6) is in the wrong order.
     assert page.locator("#auroc").inner_text() == f"{8 / 9:.4f}"
+    # Best is a threshold below 1.2 and above 0.9: all defects, and one false alarm.
+    assert page.locator("#f1-max").inner_text() == f"{6 / 7:.4f}"
+    assert page.locator("#f1").inner_text() == f"{4 / 6:.4f}"
     page.locator("#verdict").select_option("missed")
     assert names(page) == ["bent/0.png"]
     page.locator("#verdict").select_option("false alarm")
@@ -257,6 +260,12 @@ def test_the_mask_and_heatmap_are_drawn_from_the_map(small, open_page):
     red, _, blue = colour(15, 12)
     assert red > 240 > blue
     assert max(colour(40, 35)) < 20
+    page.keyboard.press("4")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    assert "good/0.png" in page.locator("#viewer-name").inner_text()
+    wait_for(page, "document.querySelector('#picture').complete")
+    assert colour(15, 12) == (0, 0, 0)  # more than usual, and under the pixel threshold
 
 
 def test_a_picture_that_has_gone_is_said(small, open_page):

@@ -105,11 +105,17 @@ def test_what_is_finished_is_not_run_again(finished, tmp_path, monkeypatch):
     root, out, results = finished
     (tmp_path / "results.json").write_bytes((out / "results.json").read_bytes())
     (tmp_path / "tree").symlink_to(root)
-    monkeypatch.setattr("cfa_cli.engine.evaluate.fit", lambda *_, **__: pytest.fail("it ran again"))
+
+    def refuse(*_, **__):
+        raise RuntimeError("it ran again")
+
+    monkeypatch.setattr("cfa_cli.engine.evaluate.fit", refuse)
     again = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3, 4])
-    assert again.runs == results.runs
+    assert (again.runs, again.failures) == (results.runs, ())
     some = benchmark(open_dataset(str(root), None, ["bolt"]), CONFIG, out=tmp_path, seeds=[4])
     assert some.runs == results.runs  # what others asked for stays
+    lacking = benchmark(open_dataset(str(root), None, ["bolt"]), CONFIG, out=tmp_path, seeds=[4], save_models=True)
+    assert "it ran again" in lacking.failures[0].error  # its model was not kept
     with pytest.raises(InputError, match=r"epochs 1, not 2"):
         benchmark(open_dataset(str(root)), replace(CONFIG, epochs=2), out=tmp_path)
     (tmp_path / "results.json").write_text("[]")

@@ -37,14 +37,15 @@ class MeanScorer:
 class Inbox:
     """A watched folder, and what has been scored from it."""
 
-    def __init__(self, folder, ignore=None):
+    def __init__(self, folder, ignore=None, scorer=None):
         self.folder, self.stop, self.results = folder, threading.Event(), {}
+        self.scorer = scorer or MeanScorer()
         self.ignore = ignore
         self.thread = threading.Thread(target=self._watch)
 
     def _watch(self):
         done = lambda source: source.name in self.results  # noqa: E731
-        for batch in watch(MeanScorer(), self.folder, 0.5, self.stop, is_done=done, ignore=self.ignore):
+        for batch in watch(self.scorer, self.folder, 0.5, self.stop, is_done=done, ignore=self.ignore):
             for prediction in batch:
                 assert prediction.source.name not in self.results  # no image twice
                 self.results[prediction.source.name] = prediction
@@ -107,6 +108,21 @@ def test_an_image_is_scored_when_it_is_written_to_its_end(tmp_path, suffix):
     np.testing.assert_array_equal(whole.image, expected)
 
 
+def test_a_file_that_is_written_on_while_it_is_scored_is_scored_again(tmp_path):
+    path, final = tmp_path / "a.png", encoded(".png", 200)
+
+    class LateScorer(MeanScorer):
+        def __call__(self, inputs):
+            if path.exists() and path.read_bytes() != final:
+                path.write_bytes(final)
+            return super().__call__(inputs)
+
+    with Inbox(tmp_path, scorer=LateScorer()) as inbox:
+        path.write_bytes(encoded(".png", 100))
+        (result,) = inbox.wait_for("a.png")
+    assert result.image[0, 0].tolist() == [200, 200, 200]
+
+
 def test_a_file_that_stays_unreadable_is_reported_and_one_that_vanishes_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(arrivals, "SETTLED", 0.5)
     with Inbox(tmp_path) as inbox:
@@ -122,7 +138,8 @@ def test_a_file_that_stays_unreadable_is_reported_and_one_that_vanishes_is_not(t
         assert "gone.png" not in inbox.results
 
 
-def test_the_folder_may_be_removed_and_made_again(tmp_path):
+def test_the_folder_may_be_removed_and_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrivals, "RESCAN", 1000)  # it must be noticed, not come upon
     folder = tmp_path / "inbox"
     folder.mkdir()
     with Inbox(folder) as inbox:
@@ -130,13 +147,15 @@ def test_the_folder_may_be_removed_and_made_again(tmp_path):
             shutil.rmtree(folder)
             time.sleep(0.1 * turn)
             folder.mkdir()
-            (folder / f"{turn}.png").write_bytes(encoded(".png"))
-            inbox.wait_for(f"{turn}.png")
+            for name in (f"{turn} at once.png", f"{turn} later.png"):
+                (folder / name).write_bytes(encoded(".png"))
+                inbox.wait_for(name)
+                time.sleep(0.3)
 
 
 def test_watching_needs_a_folder(tmp_path):
     with pytest.raises(InputError, match="no folder"):
-        next(watch(MeanScorer(), tmp_path / "none", 0.5, threading.Event(), is_done=lambda source: False))
+        watch(MeanScorer(), tmp_path / "none", 0.5, threading.Event(), is_done=lambda source: False)
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".tiff"])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cfa_cli.errors import InputError
@@ -64,11 +65,22 @@ def test_rows_are_in_the_page_with_the_way_to_their_files(tmp_path):
         [str(folder / "c.tif"), "c", 1, 12.346, None, "report/c.full.jpg", 48, 40, None],
     ]
     assert (tmp_path / "out" / "report" / "c.full.jpg").is_file()
-    assert data["calibrated"] == data["threshold"] == 1.5
+    assert data["threshold"] == 1.5
     assert data["holdout"] == [0.9, 1.0, 1.1, 1.4, 1.6]
     assert data["pixel"] == 0.5
     assert data["saved"] == ["overlay"]
     assert data["labelled"] is False
+
+
+def test_a_score_that_is_the_threshold_is_not_over_it(tmp_path):
+    limit = float(np.float32(2.5614264))  # 2.56142640113..., and less than that in the nine digits of the table
+    prediction = make_prediction(tmp_path / "a.png", limit, threshold=limit)
+    bundle = make_bundle(threshold=limit)
+    with ResultWriter(tmp_path, frozenset(), bundle) as writer:
+        writer.write(prediction)
+    page = Page(write_report(tmp_path, bundle, command=["cfa"]).read_text(encoding="utf-8"))
+    data = json.loads(page.text_of(id="data"))
+    assert data["rows"][0][2] == data["threshold"] == limit
 
 
 def test_hostile_names_stay_text(tmp_path):

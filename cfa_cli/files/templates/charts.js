@@ -26,7 +26,7 @@ const clip = shape("rect", { x: 0, y: 0, height: HEIGHT });
     const x = fraction(score) * WIDTH;
     return shape("line", { class: "holdout", x1: x, x2: x, y1: HEIGHT + 4, y2: HEIGHT + 4 + RUG });
   });
-  const x = fraction(data.calibrated) * WIDTH;
+  const x = fraction(data.threshold) * WIDTH;
   const calibrated = shape("line", { class: "calibrated", x1: x, x2: x, y1: 0, y2: HEIGHT });
   svg.append(path, below, above, ...rug, calibrated, threshold);
   byId("axis-low").textContent = short(range.low);
@@ -53,15 +53,16 @@ const roc = (() => {
   const defective = ordered.filter((row) => row.defect).length, good = ordered.length - defective;
   if (!defective || !good) return null;
   const corners = [[0, 0]];
-  let hits = 0, alarms = 0, area = 0;
+  let hits = 0, alarms = 0, area = 0, bestF1 = 0;
   ordered.forEach((row, place) => {
     if (row.defect) hits += 1; else alarms += 1;
     if (place + 1 < ordered.length && ordered[place + 1].score === row.score) return;
     const [x, y] = corners[corners.length - 1];
     corners.push([alarms / good, hits / defective]);
     area += ((alarms / good - x) * (y + hits / defective)) / 2;
+    bestF1 = Math.max(bestF1, (2 * hits) / (hits + alarms + defective));
   });
-  return { corners, area, defective, good };
+  return { corners, area, bestF1, defective, good };
 })();
 
 const point = shape("circle", { class: "point", r: 4.5 });
@@ -76,6 +77,7 @@ if (roc) {
     shape("text", { x: -95, y: 13, transform: "rotate(-90)" }, "defects found"),
   );
   byId("auroc").textContent = roc.area.toFixed(4);
+  byId("f1-max").textContent = roc.bestF1.toFixed(4);
   byId("evaluation").hidden = false;
 }
 
@@ -87,6 +89,7 @@ function updateEvaluation() {
   byId("missed").textContent = roc.defective - hits;
   byId("false-alarms").textContent = alarms;
   byId("passed").textContent = roc.good - alarms;
+  byId("f1").textContent = ((2 * hits) / (hits + alarms + roc.defective)).toFixed(4);
   point.setAttribute("cx", 20 + (170 * alarms) / roc.good);
   point.setAttribute("cy", 180 - (170 * hits) / roc.defective);
   byId("roc").setAttribute(

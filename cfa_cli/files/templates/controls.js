@@ -41,7 +41,7 @@ function setThreshold(value, from) {
   if (!Number.isFinite(value) || value < 0) return;
   state.threshold = value;
   if (from !== slider) slider.value = Math.round(fraction(value) * STEPS);
-  if (from !== exact) exact.value = value;
+  if (from !== exact) exact.value = Number(value.toPrecision(7));
   slider.setAttribute("aria-valuetext", short(value));
   update();
 }
@@ -50,8 +50,8 @@ const atFraction = (part) => Number((range.low + (range.high - range.low) * Math
 
 slider.addEventListener("input", () => setThreshold(atFraction(slider.value / STEPS), slider));
 exact.addEventListener("input", () => { if (exact.value !== "") setThreshold(Number(exact.value), exact); });
-byId("reset").addEventListener("click", () => setThreshold(data.calibrated));
-byId("calibrated").textContent = short(data.calibrated);
+byId("reset").addEventListener("click", () => setThreshold(data.threshold));
+byId("calibrated").textContent = short(data.threshold);
 
 const histogram = byId("histogram");
 const drag = (event) => {

@@ -10,7 +10,7 @@ const scored = rows.filter((row) => row.score !== null);
 const state = { threshold: data.threshold, shown: [] };
 
 const range = (() => {
-  const all = [...scored.map((row) => row.score), ...data.holdout, data.calibrated, data.threshold];
+  const all = [...scored.map((row) => row.score), ...data.holdout, data.threshold];
   let low = Infinity, high = -Infinity;
   for (const value of all) { low = Math.min(low, value); high = Math.max(high, value); }
   const margin = (high - low) * 0.02 || 1;

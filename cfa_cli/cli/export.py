@@ -1,0 +1,105 @@
+"""`cfa export`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cfa_cli.cli import options
+
+if TYPE_CHECKING:
+    from cfa_cli.engine.export import ExportResult
+
+
+class FormatChoice(StrEnum):
+    """What a model can be exported to."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    TORCH = "torch"
+
+
+SUFFIXES = {FormatChoice.ONNX: ".onnx", FormatChoice.OPENVINO: ".xml", FormatChoice.TORCH: ".pt2"}
+
+
+def export(
+    model: options.Model = options.DEFAULT_MODEL,
+    format: Annotated[FormatChoice, typer.Option(help="torch is torch.export's .pt2.")] = FormatChoice.ONNX,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write; by default the model's name beside it.")
+    ] = None,
+    with_resize: Annotated[
+        bool, typer.Option("--with-resize", help="Take uint8 images (batch, height, width, RGB) of any size.")
+    ] = False,
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="Take any number of images at once, not one.")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX's operator set, 18 or later.")] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store weights in 16 bits: half the size, still computed in float32.")
+    ] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Good images: makes an OpenVINO model INT8, and measures what that costs.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Images to verify with; without, some are drawn.")] = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write the model as one graph for ONNX Runtime, OpenVINO or torch, and check that it scores the same.
+
+    The graph takes RGB images (batch, 3, height, width), float32 in 0..1, at the model's input size (or see
+    --with-resize) and gives score, normalized_score, map, threshold and pixel_threshold. It is run and compared with
+    this tool before the file gets its name. `cfa predict --model FILE` runs it too.
+    """
+    from cfa_cli.cli import render
+
+    with render.Terminal(quiet, verbose) as terminal:
+        terminal.note("Starting ...")
+        from cfa_cli.engine.export import ExportOptions
+        from cfa_cli.engine.export import export as run_export
+
+        result = run_export(
+            model,
+            out or model.with_suffix(SUFFIXES[format]),
+            ExportOptions(format.value, with_resize, dynamic_batch, opset, half),
+            images=images,
+            calibration=calibration,
+            force=force,
+            progress=terminal.progress,
+        )
+    if json:
+        from dataclasses import asdict
+
+        files = [str(file) for file in result.files]
+        render.print_json({"command": "export", "model": str(model), **asdict(result), "files": files})
+    else:
+        _show(result)
+
+
+def _show(result: ExportResult) -> None:
+    from cfa_cli.cli import render
+
+    found, options = result.verification, result.options
+    takes = "RGB images of any size, uint8" if options.resize else "RGB images at the model's size, float32 in 0..1"
+    many = "any number at once" if options.dynamic_batch else "one at a time"
+    numbers = "INT8 backbone" if result.int8 else "float16 weights" if options.half else "float32"
+    render.print_facts(
+        "Export",
+        [
+            ("Format", f"{options.format}, {numbers}"),
+            ("Takes", f"{takes}, {many}"),
+            (
+                "Verified",
+                f"on {found.images} {'drawn' if found.drawn else 'of the'} images, against this tool in float32",
+            ),
+            ("Largest error", f"{found.max_absolute:.2g}, {found.max_relative:.2g} of the image's score"),
+            ("Labels", f"{found.labels_agree} of {found.images} agree"),
+            ("Time", f"{found.milliseconds:.1f} ms an image; this tool {found.tool_milliseconds:.1f} ms"),
+            ("File", f"{', '.join(str(file) for file in result.files)} ({render.file_size(result.bytes)})"),
+        ],
+    )

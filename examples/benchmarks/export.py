@@ -1,0 +1,76 @@
+"""Exported models beside the tool: error, size and time, by format and backbone.
+
+    python examples/benchmarks/export.py --good examples/parts/train/good --images examples/parts/test
+
+Prints a Markdown table. Backbones other than resnet18 have random weights: what is measured here hardly depends on
+them, and nothing needs to be fetched. Times are medians of single images at 224 px, without decoding.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from cfa_cli import FitConfig, fit, load_bundle, save_bundle
+from cfa_cli.engine.export import ExportOptions, export
+from cfa_cli.engine.scorer import load_scorer
+from cfa_cli.engine.verify import read_images, time_scorer
+from cfa_cli.model.backbone import Backbone
+
+BACKBONES = ("resnet18", "wide_resnet50_2", "vgg19_bn", "efficientnet_b5")
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+
+
+def random_weights(name: str, path: Path) -> str:
+    """Write a random state dict whose normalisation fits its activations, as training would leave it."""
+    torch.manual_seed(0)
+    backbone = Backbone(name)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train()
+            module.momentum = 1.0
+    with torch.no_grad():
+        backbone(torch.randn(4, 3, 128, 128))
+    torch.save(backbone.weights(), path)
+    return str(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--good", type=Path, required=True, help="a folder of good images")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of images to compare on")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
+    options = parser.parse_args()
+    print("| Backbone | Format | Largest error / score | Size, MB | ms an image |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in options.backbones:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(name, options.good, options.images, Path(folder))
+
+
+def measure(name: str, good: Path, images: Path, folder: Path) -> None:
+    weights = "embedded" if name == "resnet18" else random_weights(name, folder / "weights.pth")
+    model = folder / "model.safetensors"
+    size = save_bundle(fit(good, FitConfig(backbone=name, weights=weights, epochs=0)).bundle, model)
+    bundle, image = load_bundle(model), read_images(images, limit=1)[0]
+    for precision in ("auto", "float32"):
+        scorer = load_scorer(bundle, "cpu", precision)
+        row(name, f"the tool, {precision}", "", size, time_scorer(scorer, scorer.prepare(image)))
+    for options in [ExportOptions(f, half=half) for f in SUFFIXES for half in (False, True)] + [None]:
+        int8 = options is None
+        options = options or ExportOptions("openvino")
+        out = folder / f"model{SUFFIXES[options.format]}"
+        result = export(model, out, options, images=images, calibration=good if int8 else None, force=True)
+        found = result.verification
+        kind = options.format + (", INT8" if int8 else ", half" if options.half else "")
+        error = f"{found.max_relative:.1e}; {found.labels_agree} of {found.images} labels"
+        row(name, kind, error, result.bytes, found.milliseconds)
+
+
+def row(name: str, kind: str, error: str, size: int, milliseconds: float) -> None:
+    print(f"| {name} | {kind} | {error} | {size / 1e6:.1f} | {milliseconds:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

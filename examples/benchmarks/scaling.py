@@ -1,0 +1,141 @@
+"""Measure how cfa's cost grows, and write scaling.md and scaling.svg beside this file. Needs matplotlib.
+
+    python examples/benchmarks/scaling.py IMAGES [--counts 100 1000 10000] [--weights embedded]
+
+IMAGES is a folder of good images, which are scored over and over for the larger counts. The network's input goes from
+128 to 1024 px with gamma_c such that the bank stays at about 3,000 centroids; then D and M vary at 224 px.
+Times are cfa's own, without the start of Python; peak memory is the process's. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+TRAINED_ON = 12  # images: the cost of fit is given per image and epoch
+SIZES = (128, 224, 320, 512, 768, 1024)
+Point = dict[str, float]
+
+
+def run(*arguments: object, stdin: str = "") -> tuple[dict[str, Any], float]:
+    """Run cfa; return its JSON document and its peak memory in MB."""
+    command = [sys.executable, "-m", "cfa_cli", *map(str, arguments), "--json", "--quiet"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(stdin)
+    process.stdin.close()
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return json.loads(output), usage.ru_maxrss / 1024
+
+
+def repeat(images: list[Path], count: int, folder: Path) -> Path:
+    """A folder of `count` links to the images."""
+    folder.mkdir(parents=True)
+    for number, image in enumerate(itertools.islice(itertools.cycle(images), count)):
+        (folder / f"{number:06d}{image.suffix}").symlink_to(image.resolve())
+    return folder
+
+
+def measure(images: list[Path], weights: str, work: Path, *options: object) -> Point:
+    """Fit one epoch on a few images, and score them twice over."""
+    folder = repeat(images, TRAINED_ON, work / "few")
+    model = work / "model.safetensors"
+    fitted, fit_peak = run("fit", folder, "--preset", "paper", "--weights", weights, "--out", model, *options)
+    scored, peak = run("predict", repeat(images, 48, work / "more"), "--model", model, "--out", work / "out")
+    bank, descriptor = fitted["tensors"]["bank"], fitted["tensors"]["descriptor.weight"]
+    return {
+        "M": bank[0],
+        "D": descriptor[0],
+        "fit_s": fitted["seconds"],
+        "fit_peak_MB": fit_peak,
+        "predict_ms": 1000 * scored["seconds"] / scored["images"],
+        "predict_peak_MB": peak,
+    }
+
+
+def count_images(images: list[Path], weights: str, work: Path, counts: list[int]) -> list[Point]:
+    """Score more and more images with one model."""
+    folder, model = repeat(images, TRAINED_ON, work / "few"), work / "model.safetensors"
+    run("fit", folder, "--preset", "paper", "--epochs", 1, "--weights", weights, "--out", model)
+    points = []
+    for count in counts:
+        many = repeat(images, count, work / str(count))
+        scored, peak = run("predict", many, "--model", model, "--out", work / f"out{count}", "--save", "none")
+        points.append({"images": count, "ms_per_image": 1000 * scored["seconds"] / count, "peak_MB": peak})
+    return points
+
+
+def table(title: str, points: list[Point]) -> list[str]:
+    """A markdown table of points."""
+    names = list(points[0])
+    rows = [f"| {' | '.join(f'{point[name]:.0f}' for name in names)} |" for point in points]
+    return [f"## {title}", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *rows, ""]
+
+
+def plot(found: dict[str, list[Point]]) -> None:
+    """Draw time and memory over each variable."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.2), constrained_layout=True)
+    for axis, (name, points) in zip(axes, found.items(), strict=True):
+        x = [point[name] for point in points]
+        for key in ("ms_per_image", "predict_ms", "fit_s", "peak_MB", "predict_peak_MB"):
+            if key in points[0]:
+                axis.plot(x, [point[key] for point in points], marker="o", label=key)
+        axis.set(xscale="log", yscale="log", xlabel=name)
+        axis.legend(fontsize=7)
+    figure.savefig(HERE / "scaling.svg")
+
+
+def main() -> None:
+    """Measure all and write the tables and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--weights", default="embedded")
+    options = parser.parse_args()
+    images = sorted(path for path in options.images.rglob("*") if path.is_file())
+    found: dict[str, list[Point]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        found["images"] = count_images(images, options.weights, work / "count", options.counts)
+        for name, values, option in [
+            ("size", SIZES, lambda s: ("--size", s, "--gamma-c", max(1, round((s / 224) ** 2)))),
+            ("gamma_d", (1, 2, 4), lambda g: ("--gamma-d", g)),
+            ("gamma_c", (1, 4, 16), lambda g: ("--gamma-c", g)),
+        ]:
+            for value in values:
+                point = measure(images, options.weights, work / f"{name}{value}", "--epochs", 1, *option(value))
+                found.setdefault(name, []).append({name: value, **point})
+                print(found[name][-1], file=sys.stderr, flush=True)
+    lines = ["# How the cost grows", "", f"fit: {TRAINED_ON} images, 1 epoch, all included.", ""]
+    titles = {
+        "images": "Number of images (predict)",
+        "size": "Size of the network's input, px",
+        "gamma_d": "Descriptor channels D = C / gamma_d",
+        "gamma_c": "Centroids M = h*w / gamma_c",
+    }
+    for name, points in found.items():
+        lines += table(titles[name], points)
+    (HERE / "scaling.md").write_text("\n".join([*lines, "![Time and memory](scaling.svg)", ""]))
+    plot(found)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""`cfa info`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+from cfa_cli.files.bundle import load_bundle, save_bundle
+
+
+def test_what_a_model_is(cfa, model):
+    done = cfa("info", model)
+    bundle = load_bundle(model)
+    assert (done.code, done.err) == (0, "")
+    for text in (
+        str(model),
+        "24 good images",
+        "resnet18 (layer1, layer2, layer3)",
+        "embedded",
+        "64 x 64 px",
+        "16 x 16 positions",
+        "256 centroids (mean)",
+        f"{bundle.calibration.threshold:.4g}, from 5 held-out good images: aims at 25.0%",
+        "2 epochs, seed 1",
+        f"torch {bundle.provenance.torch}",
+    ):
+        assert text in done.out, text
+    assert "Warning" not in done.out
+
+
+def test_json(cfa, model):
+    document = json.loads(cfa("info", model, "--json").out)
+    bundle = load_bundle(model)
+    assert (document["version"], document["command"], document["model"]) == (1, "info", str(model))
+    assert document["config"]["epochs"] == 2
+    assert document["grid"] == [16, 16]
+    assert tuple(document["calibration"]["holdout_scores"]) == bundle.calibration.holdout_scores
+    assert document["provenance"]["images_sha256"] == bundle.provenance.images_sha256
+    assert document["tensors"] == {
+        "bank": [256, 448],
+        "descriptor.bias": [448],
+        "descriptor.weight": [448, 450, 1, 1],
+        "radius": [],
+    }
+
+
+def test_a_warning_is_shown_wherever_the_model_is(cfa, model, good_dir, tmp_path):
+    bundle = load_bundle(model)
+    warned = replace(bundle, backbone=replace(bundle.backbone, warning="These [weights] are poor."))
+    save_bundle(warned, tmp_path / "warned.safetensors")
+    assert "These [weights] are poor." in cfa("info", "warned.safetensors").out
+    assert json.loads(cfa("info", "warned.safetensors", "--json").out)["backbone"]["warning"]
+    predicted = cfa("predict", good_dir / "000.png", "--model", "warned.safetensors", "--save", "none", "--quiet")
+    assert "Warning: These [weights] are poor." in predicted.err
+
+
+def test_it_takes_the_model_of_the_working_folder_and_loads_no_torch(model, tmp_path):
+    shutil.copy(model, tmp_path / "cfa-model.safetensors")
+    code = "import sys\nfrom cfa_cli.__main__ import run\nprint(run(['info']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+    assert "24 good images" in done.stdout

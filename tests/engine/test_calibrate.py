@@ -1,0 +1,116 @@
+"""Thresholds from held-out good images: order statistics, their uncertainty, and recalibration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cfa_cli.engine.calibrate import calibrate, choose_threshold, normalize, recalibrate
+from cfa_cli.errors import UsageError
+
+SCORES = [float(score) for score in range(1, 20)]  # 19 images: each gap holds 1/20 of future good images
+
+
+@pytest.mark.parametrize(
+    ("max_fpr", "expected"),
+    [(0.05, 19), (0.1, 18), (0.149, 18), (0.15, 17), (0.5, 10), (0.95, 1), (0.99, 1), (0.01, 19), (1 - 1e-12, 1)],
+)
+def test_thresholds_by_hand(max_fpr, expected):
+    shuffled = np.random.default_rng(0).permutation(SCORES)
+    assert choose_threshold(shuffled, max_fpr).value == expected
+
+
+def test_one_image_gives_a_threshold_that_nobody_should_trust():
+    found = choose_threshold([2.5], 0.05)
+    assert found.value == 2.5
+    assert (found.fpr_low, found.fpr_high) == pytest.approx((0.05, 0.95))  # uniform: one score says next to nothing
+
+
+@pytest.mark.parametrize(("n", "max_fpr"), [(19, 0.1), (40, 0.05), (7, 0.5)])
+def test_rate_and_interval_hold_in_a_simulation(n, max_fpr):
+    """Draw many hold-outs from a known distribution: how many good images lie over each threshold is then exact."""
+    rng = np.random.default_rng(n)
+    rates = []
+    for scores in rng.exponential(size=(4000, n)):
+        found = choose_threshold(scores, max_fpr)
+        rates.append(np.exp(-found.value))  # P(score > t) of the exponential distribution
+    assert np.mean(rates) <= max_fpr * 1.03
+    assert np.mean(rates) > max_fpr - 1 / (n + 1)  # no stricter than need be
+    assert (np.quantile(rates, 0.05), np.quantile(rates, 0.95)) == pytest.approx(
+        (found.fpr_low, found.fpr_high), abs=0.015
+    )
+
+
+def test_a_higher_rate_never_raises_the_threshold():
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 5, 23, 100):
+        scores = rng.normal(5, 1, n)
+        values = [choose_threshold(scores, rate).value for rate in np.linspace(0.001, 0.999, 200)]
+        assert values == sorted(values, reverse=True)
+        assert set(values) <= set(scores)
+
+
+@pytest.mark.parametrize("max_fpr", [0, 1, -0.1, 1.5, float("nan")])
+def test_rates_out_of_range(max_fpr):
+    with pytest.raises(UsageError, match="--max-fpr"):
+        choose_threshold(SCORES, max_fpr)
+
+
+def make_maps():
+    """Three maps whose medians are 1, 2 and 3, and whose maxima are 10, 20 and 30."""
+    maps = [np.full((5, 7), number, np.float32) for number in (1, 2, 3)]
+    for number, score_map in enumerate(maps, start=1):
+        score_map[2, 3] = 10 * number
+    return maps
+
+
+def test_a_calibration_by_hand():
+    found = calibrate([0.3, 0.1, 0.2], make_maps(), max_fpr=0.5)
+    assert found.holdout_scores == (0.1, 0.2, 0.3)
+    assert found.holdout_peaks == (10, 20, 30)
+    assert (found.threshold, found.pixel_threshold) == (0.2, 20)  # the 2nd of 3: each gap holds a quarter
+    assert (found.display_low, found.display_high) == (2, 38)  # the middle is the pixel threshold
+    assert found.max_fpr == 0.5
+    assert 0 < found.fpr_low < 0.5 < found.fpr_high < 1
+
+
+def test_images_without_any_distance_still_give_a_scale():
+    found = calibrate([0.0, 0.0], [np.zeros((4, 4), np.float32)] * 2, 0.05)
+    assert found.threshold > 0
+    assert found.display_low < found.display_high
+
+
+def test_another_rate_is_what_calibrating_with_it_gives():
+    rng = np.random.default_rng(2)
+    maps = [rng.random((4, 4)).astype(np.float32) for _ in range(30)]
+    scores = [float(m.max()) for m in maps]
+    first, wanted = calibrate(scores, maps, 0.05), calibrate(scores, maps, 0.3)
+    again = recalibrate(first, max_fpr=0.3)
+    for name in ("max_fpr", "threshold", "pixel_threshold", "fpr_low", "fpr_high", "holdout_scores", "holdout_peaks"):
+        assert getattr(again, name) == getattr(wanted, name)
+    # One colour scale for all images of a model, whatever the threshold.
+    assert (again.display_low, again.display_high) == (first.display_low, first.display_high)
+    assert recalibrate(first) == first
+
+
+def test_a_fixed_threshold():
+    first = calibrate(SCORES, [np.full((2, 2), score, np.float32) for score in SCORES], 0.05)
+    again = recalibrate(first, threshold=9.5)
+    assert again.threshold == 9.5
+    assert again.pixel_threshold == first.pixel_threshold / 2  # 19 was the threshold
+    assert again.max_fpr == pytest.approx(10 / 19)  # of the held-out images lie over it
+    assert again.fpr_low < 10 / 19 < again.fpr_high
+    assert (again.display_low, again.display_high) == (first.display_low, first.display_high)
+    for extreme in (0.5, 100):
+        assert recalibrate(first, threshold=extreme).threshold == extreme
+    for bad in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="--threshold"):
+            recalibrate(first, threshold=bad)
+
+
+def test_normalized_scores():
+    assert normalize(3.0, 3.0) == 0.5
+    assert normalize(0.0, 3.0) == 0
+    values = [normalize(score, 3.0) for score in np.linspace(0, 1e4, 1000)]
+    assert values == sorted(set(values))
+    assert values[-1] < 1

@@ -1,0 +1,237 @@
+"""Exported models score as the bundle does, in their own runtimes."""
+
+import functools
+import hashlib
+import json
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from torch import from_numpy
+
+from cfa_cli import predict
+from cfa_cli.engine.export import ExportOptions, export
+from cfa_cli.engine.runtimes import load_model
+from cfa_cli.engine.scorer import score_sources
+from cfa_cli.errors import BundleError, DeviceError, ExportError, InputError, UsageError
+from cfa_cli.files.bundle import load_bundle
+from cfa_cli.model import deployed
+from cfa_cli.records import Geometry, Source
+from tests.engine.exports import make_bundle
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+MODULES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"], "torch": []}
+SIZES = [(50, 81), (64, 96), (130, 75), (130, 75)] + [(33, 140)] * 6  # of the test images: ten make a batch of 8 and 2
+
+
+def require(*formats):
+    for name in formats:
+        for module in MODULES[name]:
+            pytest.importorskip(module, reason=f"the extra {name} is not installed")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """Not square, cropped, with compressed bank and descriptor."""
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    return make_bundle(path, size=(64, 112), crop=(64, 96), gamma_c=2, gamma_d=3, layers=("4", "8"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(1)
+    for number, (height, width) in enumerate(SIZES):
+        coarse = rng.integers(0, 255, (5, 7, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST))
+    return folder
+
+
+@pytest.fixture
+def few(images, tmp_path_factory):
+    """Two of them."""
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("0.png", "1.png"):
+        shutil.copy(images / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(bundle, images, tmp_path_factory):
+    """What each ExportOptions gives: the result, made once."""
+
+    @functools.cache
+    def make(options):
+        require(options.format)
+        out = tmp_path_factory.mktemp("exported") / f"m{SUFFIXES[options.format]}"
+        return export(bundle, out, options, images=images)
+
+    return make
+
+
+STATIC, DYNAMIC = ExportOptions(opset=20), ExportOptions(resize=True, dynamic_batch=True)
+
+
+def compare(bundle, exported, images, tolerance=1e-4):
+    """Score with both, image by image and in batches, and compare scores and maps relative to the image's score."""
+    expected = {}
+    _, scorer = load_model(bundle, "cpu", "float32")
+    sources = [Source(path, path.name) for path in sorted(images.iterdir())]
+    for prediction in score_sources(scorer, sources, 1.0):
+        expected[prediction.source.name] = prediction
+    description, scorer = load_model(exported)
+    assert description.calibration == load_bundle(bundle).calibration
+    for found in score_sources(scorer, sources, 1.0):
+        wanted = expected[found.source.name]
+        assert found.score == pytest.approx(wanted.score, rel=tolerance)
+        assert found.map.shape == wanted.map.shape == scorer.geometry.input_size
+        np.testing.assert_allclose(found.map, wanted.map, atol=tolerance * wanted.score, rtol=0)
+
+
+@pytest.mark.parametrize("options", [
+    STATIC,
+    DYNAMIC,
+    ExportOptions("openvino", resize=True, dynamic_batch=True),
+    ExportOptions("torch", dynamic_batch=True),
+], ids=lambda o: f"{o.format}{'-resize' * o.resize}{'-batch' * o.dynamic_batch}")  # fmt: skip
+def test_scores_are_the_bundles(bundle, images, exported, options):
+    result = exported(options)
+    found = result.verification
+    assert found.max_relative < 1e-4
+    assert found.labels_agree == found.images == len(SIZES)
+    assert found.milliseconds > 0
+    out = result.files[-1]
+    assert sorted(result.files) == sorted(out.parent.iterdir())
+    compare(bundle, out, images)
+
+
+@pytest.mark.parametrize(("backbone", "size", "gamma_d"), [
+    ("wide_resnet50_2", (32, 64), 4), ("vgg19_bn", (64, 32), 2), ("efficientnet_b5", (32, 32), 1)
+])  # fmt: skip
+def test_backbones(images, tmp_path, backbone, size, gamma_d):
+    require("onnx")
+    layers = ("4", "8") if backbone == "wide_resnet50_2" else None
+    model = make_bundle(tmp_path / "m.safetensors", backbone=backbone, size=size, gamma_d=gamma_d, layers=layers)
+    found = export(model, tmp_path / "m.onnx", ExportOptions(dynamic_batch=True), images=images).verification
+    assert found.images == len(SIZES)
+    assert found.max_relative < 1e-4
+
+
+def test_size(few, tmp_path):
+    """At 224 px nothing is there twice."""
+    require("onnx")
+    model = make_bundle(tmp_path / "m.safetensors", size=(224, 224))
+    size = export(model, tmp_path / "m.onnx", images=few).bytes
+    assert size < model.stat().st_size + 300_000
+    assert size <= 25e6
+
+
+def test_half_is_half(bundle, exported, images):
+    result = exported(ExportOptions(half=True))
+    assert 1e-6 < result.verification.max_relative < 1e-2
+    assert result.bytes < 0.6 * exported(STATIC).bytes
+    compare(bundle, result.files[0], images, tolerance=1e-2)
+
+
+def test_other_scores_leave_nothing(bundle, tmp_path, monkeypatch):
+    right = deployed.position_scores
+    monkeypatch.setattr(deployed, "position_scores", lambda squared: right(squared) * 1.001)
+    with pytest.raises(ExportError, match=r"does not score like this one: the relative error is 0\.001"):
+        export(bundle, tmp_path / "m.pt2", ExportOptions("torch"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_and_thresholds(bundle, exported):
+    path = exported(STATIC).files[0]
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    calibration = load_bundle(bundle).calibration
+    image = np.random.default_rng(0).random((1, 3, 64, 96), np.float32)
+    names = ["score", "normalized_score", "map", "threshold", "pixel_threshold"]
+    score, normalized, score_map, threshold, pixel_threshold = session.run(names, {"images": image})
+    assert threshold == np.float32(calibration.threshold)
+    assert pixel_threshold == np.float32(calibration.pixel_threshold)
+    assert normalized == pytest.approx(score / (score + calibration.threshold))
+    assert score == pytest.approx(score_map.max())
+    metadata = session.get_modelmeta().custom_metadata_map
+    told = json.loads(metadata["cfa_export"])
+    assert told["bundle_sha256"] == hashlib.sha256(bundle.read_bytes()).hexdigest()
+    assert told["verification"]["max_relative"] < 1e-4
+    assert json.loads(metadata["cfa"])["calibration"]["threshold"] == calibration.threshold
+
+
+@pytest.mark.parametrize("height", [31, 64, 65, 200])
+@pytest.mark.parametrize("width", [20, 96, 1000])
+def test_resize_is_antialiased_bilinear(height, width):
+    image = from_numpy(np.random.default_rng(0).random((1, 3, height, width), np.float32))
+    expected = F.interpolate(image, size=(64, 96), mode="bilinear", align_corners=False, antialias=True)
+    geometry = Geometry((64, 96), (40, 50), (0, 0, 0), (1, 1, 1))
+    found = deployed.resize_and_crop(image, geometry)
+    np.testing.assert_allclose(found, expected[..., 12:52, 23:73], atol=1e-5)
+
+
+def test_int8_measures_its_error(few, bundle, tmp_path):
+    require("openvino")
+    pytest.importorskip("nncf", reason="nncf is not installed")
+    result = export(bundle, tmp_path / "m.xml", ExportOptions("openvino"), calibration=few)
+    assert result.int8
+    assert 1e-4 < result.verification.max_relative < 0.3  # not exact, but the same model
+    assert result.bytes < 0.5 * bundle.stat().st_size
+
+
+def test_images_that_do_not_fit_have_their_error(bundle, images, exported, tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((40, 40, 3), 40000, np.uint16))
+    _, scorer = load_model(exported(DYNAMIC).files[0])
+    names = [tmp_path / "deep.png", images / "0.png"]
+    deep, usual = score_sources(scorer, [Source(path, path.name) for path in names], 1.0)
+    assert "16 bit" in deep.error
+    assert usual.score == pytest.approx(next(predict(load_bundle(bundle), names[1], precision="float32")).score, 1e-4)
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxruntime"])
+def test_a_missing_extra_is_told(bundle, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ExportError, match=f"{module} is not installed") as error:
+        export(bundle, tmp_path / "m.onnx")
+    assert "pipx inject cfa-cli onnx onnxscript onnxruntime" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_no_exports(tmp_path, monkeypatch):
+    require("onnx")
+    import onnx
+
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(BundleError, match=r"m\.onnx cannot be loaded"):
+        load_model(path)
+    one = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [one], [other])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
+    with pytest.raises(BundleError, match="was not written by `cfa export`"):
+        load_model(path)
+    with pytest.raises(DeviceError, match="no device 'mps'"):
+        load_model(path, "mps")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BundleError, match="onnxruntime is not installed"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(("name", "options", "error"), [
+    ("m.onnx", ExportOptions("openvino"), UsageError),
+    ("m.pt2", ExportOptions("torch", opset=20), UsageError),
+    ("m.onnx", ExportOptions(opset=11), UsageError),
+    ("there.onnx", ExportOptions(), InputError),
+    ("weights.xml", ExportOptions("openvino"), InputError),  # its .bin is there
+])  # fmt: skip
+def test_what_cannot_be_is_told_first(bundle, tmp_path, name, options, error):
+    (tmp_path / "there.onnx").write_text("mine")
+    (tmp_path / "weights.bin").write_text("mine")
+    with pytest.raises(error):
+        export(bundle, tmp_path / name, options)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}

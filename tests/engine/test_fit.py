@@ -1,0 +1,235 @@
+"""The verb `fit`: what it makes of good images, and that it makes the same of the same."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cfa_cli import FitConfig, fit, save_bundle
+from cfa_cli.engine.fit import split_holdout
+from cfa_cli.errors import InputError, UsageError
+from tests.conftest import GOOD_IMAGES, write_part
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = FitConfig(weights="embedded", size=(32, 32), epochs=1)
+
+
+def shapes(bundle):
+    return {name: tensor.shape for name, tensor in bundle.tensors.items() if not name.startswith("backbone.")}
+
+
+def test_the_bundle_has_the_contracts_tensors(fitted):
+    bundle = fitted.bundle
+    assert shapes(bundle) == {
+        "descriptor.weight": (448, 450, 1, 1),
+        "descriptor.bias": (448,),
+        "bank": (256, 448),
+        "radius": (),
+    }
+    assert bundle.grid == (16, 16)
+    assert bundle.backbone.layers == ("layer1", "layer2", "layer3")
+    assert all(t.dtype == np.float32 and np.isfinite(t).all() for t in bundle.tensors.values())
+    assert "backbone.conv1.weight" in bundle.tensors
+    assert not any(name.startswith(("backbone.layer4", "backbone.fc")) for name in bundle.tensors)
+
+
+def test_images_are_counted_held_out_and_remembered(fitted, good_dir):
+    assert (fitted.train_images, fitted.holdout_images, fitted.skipped) == (19, 5, ())
+    assert len(fitted.bundle.calibration.holdout_scores) == 5
+    assert len(fitted.losses) == fitted.bundle.config.epochs == 2
+    assert fitted.losses[1] < fitted.losses[0]
+    assert fitted.bundle.tensors["radius"] != np.float32(1e-5)  # it is learned
+    assert fitted.bundle.provenance.images == GOOD_IMAGES
+    assert fitted.bundle.provenance.seed == 1
+    assert fitted.seconds > 0
+
+
+def bytes_of(bundle, folder):
+    save_bundle(bundle, folder / "model.safetensors", force=True)
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_the_same_seed_and_images_give_the_same_bytes(good_dir, tmp_path):
+    torch.manual_seed(0)
+    first = bytes_of(fit(good_dir, SMALL).bundle, tmp_path)
+    # The same images, written in another order to another place; torch's own generator has moved on.
+    copy = tmp_path / "elsewhere"
+    for path in sorted(good_dir.rglob("*.png"), reverse=True):
+        (copy / path.relative_to(good_dir)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy / path.relative_to(good_dir))
+    torch.rand(5)
+    assert bytes_of(fit(copy, SMALL).bundle, tmp_path) == first
+    assert bytes_of(fit(copy, replace(SMALL, seed=1)).bundle, tmp_path) != first
+    write_part(copy / "000.png", 77)
+    assert bytes_of(fit(copy, SMALL).bundle, tmp_path) != first
+
+
+def test_the_hold_out_is_seeded_and_complete():
+    train, held = split_holdout(50, 0.2, seed=0)
+    assert len(held) == 10
+    assert sorted(train + held) == list(range(50))
+    assert split_holdout(50, 0.2, seed=0) == (train, held)
+    assert split_holdout(50, 0.2, seed=1)[1] != held
+    for count, share in [(2, 0.01), (2, 0.99), (3, 0.5), (10, 0.999)]:
+        train, held = split_holdout(count, share, seed=0)
+        assert len(train) >= 1
+        assert len(held) >= 1
+
+
+def test_held_out_images_are_not_trained_on(good_dir, tmp_path):
+    """Whatever the held-out images show, the descriptor and the bank are the same."""
+    paths = sorted(good_dir.rglob("*.png"))
+    first = fit(paths, SMALL)
+    _, held = split_holdout(len(paths), SMALL.holdout, SMALL.seed)
+    changed = list(paths)
+    for index in held:
+        changed[index] = write_part(tmp_path / f"{index}.png", 1000 + index, defect=True)
+    second = fit(changed, SMALL)
+    for name in shapes(first.bundle):
+        np.testing.assert_array_equal(first.bundle.tensors[name], second.bundle.tensors[name])
+    assert second.bundle.calibration.threshold > first.bundle.calibration.threshold
+
+
+def test_no_epochs_leave_the_descriptor_as_it_was_drawn(good_dir):
+    found = fit(good_dir, replace(SMALL, epochs=0))
+    torch.manual_seed(SMALL.seed)
+    np.testing.assert_array_equal(
+        found.bundle.tensors["descriptor.weight"], torch.nn.Conv2d(450, 448, 1).weight.detach()
+    )
+    assert found.losses == ()
+    assert found.bundle.tensors["radius"] == np.float32(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "grid", "input_size"),
+    [
+        ({"layers": ("4", "8")}, {"descriptor.weight": (192, 194, 1, 1), "bank": (64, 192)}, (8, 8), (32, 32)),
+        ({"layers": ("layer2",)}, {"descriptor.weight": (128, 130, 1, 1), "bank": (16, 128)}, (4, 4), (32, 32)),
+        ({"gamma_c": 4}, {"bank": (16, 448)}, (8, 8), (32, 32)),
+        ({"gamma_d": 7}, {"descriptor.weight": (64, 450, 1, 1), "bank": (64, 64)}, (8, 8), (32, 32)),
+        ({"size": (32, 64)}, {"bank": (8 * 16, 448)}, (8, 16), (32, 64)),
+        ({"size": (72, 72), "crop": (64, 32)}, {"bank": (16 * 8, 448)}, (16, 8), (64, 32)),
+        ({"bank": "ema"}, {"bank": (64, 448)}, (8, 8), (32, 32)),
+        ({"bank": "kmeans"}, {"bank": (64, 448)}, (8, 8), (32, 32)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_options_show_in_the_tensors(good_dir, changes, expected, grid, input_size):
+    bundle = fit(sorted(good_dir.glob("*.png"))[:6], replace(SMALL, **changes)).bundle
+    found = shapes(bundle)
+    assert {name: found[name] for name in expected} == expected
+    assert (bundle.grid, bundle.geometry.input_size) == (grid, input_size)
+    assert bundle.config == replace(SMALL, **changes)
+
+
+def test_auto_size_keeps_the_images_aspect_within_the_same_pixels(tmp_path):
+    for number in range(3):
+        write_part(tmp_path / f"{number}.jpg", number, size=(50, 150))
+    size = fit(tmp_path, replace(SMALL, size=None, layers=("16",), epochs=0)).bundle.geometry.size
+    assert size == (128, 384)  # 224 / sqrt(3) = 129.3 and 224 * sqrt(3) = 388.0, in multiples of 16
+    assert size[0] * size[1] == pytest.approx(224 * 224, rel=0.1)
+
+
+def test_mixed_sizes_and_unreadable_images(good_dir, tmp_path):
+    folder = tmp_path / "good"
+    shutil.copytree(good_dir, folder)
+    write_part(folder / "wide.png", 5, size=(64, 200))
+    write_part(folder / "tiny.png", 5, size=(1, 1))
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "cut.png").write_bytes((folder / "000.png").read_bytes()[:500])
+    found = fit(folder, SMALL)
+    assert [(Path(path).name, reason) for path, reason in found.skipped] == [
+        ("cut.png", f"{folder / 'cut.png'} is cut off: its end is missing."),
+        ("empty.jpg", f"{folder / 'empty.jpg'} is empty (0 bytes)."),
+        ("tiny.png", f"{folder / 'tiny.png'} is 1 x 1 px; at least 32 px a side are needed."),
+    ]
+    assert found.bundle.provenance.images == GOOD_IMAGES + 1
+    assert found.train_images + found.holdout_images == GOOD_IMAGES + 1
+
+
+def test_what_is_left_out_makes_no_difference(good_dir, tmp_path):
+    folder = tmp_path / "good"
+    shutil.copytree(good_dir, folder)
+    (folder / "005b.png").write_bytes(b"")
+    first, second = fit(folder, SMALL).bundle, fit(good_dir, SMALL).bundle
+    assert first.calibration == second.calibration
+    assert first.provenance == second.provenance
+    for name in shapes(first):
+        np.testing.assert_array_equal(first.tensors[name], second.tensors[name])
+
+
+def test_two_images_are_the_fewest_and_few_are_warned_about(tmp_path):
+    for number in range(2):
+        write_part(tmp_path / f"{number}.png", number)
+    found = fit(tmp_path, SMALL)
+    assert (found.train_images, found.holdout_images) == (1, 1)
+    assert found.warnings[0].startswith("Only 2 images")
+    assert "rests on 1 held-out images" in found.warnings[1]
+    assert "5% and 95%" in found.warnings[1]
+    (tmp_path / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^Only 1 of 2 images can be used; at least 2 are needed\.$") as caught:
+        fit(tmp_path, SMALL)
+    assert "is empty" in str(caught.value.hint)
+    with pytest.raises(InputError, match="At least 2 good images are needed; found 1"):
+        fit([tmp_path / "0.png"], SMALL)
+
+
+def test_enough_images_are_no_reason_to_warn(fitted):
+    assert fitted.warnings == ()
+
+
+def test_progress_counts_up_to_its_total(good_dir):
+    steps = []
+    fit(good_dir, replace(SMALL, epochs=3), progress=steps.append)
+    phases = list(dict.fromkeys(step.phase for step in steps))
+    assert phases == ["reading", "building the bank", "training", "calibrating"]
+    for phase in phases:
+        of_phase = [step for step in steps if step.phase == phase]
+        done = [step.done for step in of_phase]
+        assert done == sorted(set(done))
+        assert {step.total for step in of_phase} == {done[-1]}
+    training = [step for step in steps if step.phase == "training"]
+    assert [step.epoch for step in training] == sorted([1, 2, 3] * 5)  # 19 images in batches of 4
+    assert all(step.epochs == 3 and step.loss is not None for step in training)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gamma_c": 0}, "--gamma-c 0"),
+        ({"gamma_c": 11}, "5 centroids"),
+        ({"layers": ("16",)}, "4 centroids"),
+        ({"gamma_d": 0}, "--gamma-d 0"),
+        ({"epochs": -1}, "--epochs -1"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"lr": 0.0}, "--lr 0"),
+        ({"lr": -1.0}, "--lr -1"),
+        ({"lr": float("nan")}, "--lr nan"),
+        ({"lr": float("inf")}, "--lr inf"),
+        ({"lr": 1e30}, "diverged"),
+        ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**32}, "--seed 4294967296"),
+        ({"holdout": 0.0}, "--holdout 0"),
+        ({"holdout": 1.5}, "--holdout 1.5"),
+        ({"max_fpr": 0.0}, "--max-fpr 0"),
+        ({"size": (8, 8)}, "8 px"),
+        ({"size": (64, 5000)}, "5000 px"),
+        ({"crop": (96, 32)}, "--crop is larger"),
+        ({"crop": (32, 32), "size": None}, "--crop needs"),
+        ({"layers": ()}, "No layer"),
+        ({"layers": ("layer9",)}, "layer9"),
+        ({"device": "toaster"}, "toaster"),
+        ({"precision": "float16", "device": "cpu"}, "float16"),
+    ],
+    ids=str,
+)
+def test_options_out_of_range(good_dir, changes, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        fit(sorted(good_dir.glob("*.png"))[:4], replace(SMALL, **changes))
+    assert caught.value.hint
