@@ -30,7 +30,7 @@ from cfa_cli.records import Bundle, FitResult, Prediction
 UNUSUAL_SHOWN = 12  # of fit's report: images with the highest scores
 SHEET_SHOWN = 40  # of fit's report: images of the contact sheet
 
-# Options that the page sets, or that would be in the way: how many values each takes.
+# Options that the page sets, or that would be in the way, and how many values each takes.
 _REPLACED = {"--threshold": 1, "--max-fpr": 1, "--force": 0, "--resume": 0}
 
 
@@ -178,8 +178,10 @@ def _model_card(bundle: Bundle) -> dict[str, str]:
 def _without_replaced(command: Sequence[str]) -> list[str]:
     words, kept = iter(command), []
     for word in words:
-        name, equals, _ = word.partition("=")
-        if name not in _REPLACED:
+        name, equals, value = word.partition("=")
+        if name == "--watch":  # the folder is not to be watched once more, but gone through
+            kept += [value] if equals else []
+        elif name not in _REPLACED:
             kept.append(word)
         elif not equals:
             for _ in range(_REPLACED[name]):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cfa_cli.model.descriptor import is_efficientnet, pool_levels
+from cfa_cli.model.descriptor import coordinates, is_efficientnet, pool_levels
 from cfa_cli.model.network import Network
 from cfa_cli.model.preprocess import crop_offsets
 from cfa_cli.model.scoremap import image_scores, position_scores
@@ -53,7 +54,7 @@ class DeployedNetwork(nn.Module):
             self.descriptor.bias.copy_(self.descriptor.bias.double() - centre)
             if half:
                 bank = bank.half().float()
-        self.register_buffer("centroids", (-2 * bank.T).contiguous())  # (D, M): |q - b|² = |q|² - 2 q·b + |b|²
+        self.register_buffer("centroids", -2 * bank)  # (M, D): |q - b|² = |q|² - 2 q·b + |b|²
         self.register_buffer("lengths", bank.square().sum(1))
         self.register_buffer("mean", torch.tensor(geometry.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(geometry.std).view(3, 1, 1))
@@ -68,20 +69,35 @@ class DeployedNetwork(nn.Module):
             images = resize_and_crop(images.permute(0, 3, 1, 2).float(), self.geometry) / 255
         maps = self.backbone((images - self.mean) / self.std)
         levels = pool_levels(maps, divide_by_channels=is_efficientnet(self.backbone.name))
-        descriptors = self.descriptor(levels)
-        squared = self._nearest(descriptors.flatten(1, 2))
-        score_maps = self.score_map(position_scores(squared).view(-1, *descriptors.shape[1:3]))
+        squared = self._nearest(self._describe(levels).flatten(2).transpose(1, 2))
+        score_maps = self.score_map(position_scores(squared).view(-1, *levels[0].shape[2:]))
         scores = image_scores(score_maps)
         threshold, pixel_threshold = self.thresholds[0], self.thresholds[1]
         return scores, scores / (scores + threshold), score_maps, threshold, pixel_threshold
 
+    def _describe(self, levels: list[Tensor]) -> Tensor:
+        """Return what `Descriptor` does, as (B, D, h, w), by convolutions, which every runtime has tuned."""
+        size = levels[0].shape[2:]
+        *weights, place_weight = torch.split(self.descriptor.weight, [*self.descriptor.channels, 2], dim=1)
+        place = coordinates(size[0], size[1], self.lengths).permute(2, 0, 1).expand(levels[0].shape[0], -1, -1, -1)
+        first = torch.cat([levels[0], place], dim=1)
+        described = F.conv2d(first, torch.cat([weights[0], place_weight], dim=1), self.descriptor.bias)
+        for level, weight in zip(levels[1:], weights[1:], strict=True):
+            projected = F.conv2d(level, weight)
+            if projected.shape[2:] != size:
+                projected = F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
+            described = described + projected
+        return described
+
     def _nearest(self, queries: Tensor) -> Tensor:
         """Return the squared distances (B, N, K), ascending, of queries (B, N, D) to their nearest centroids."""
-        rows = max(1, CHUNK_ELEMENTS // self.centroids.shape[1])
-        nearest = [
-            torch.topk(chunk @ self.centroids + self.lengths, self.neighbours, dim=2, largest=False).values
-            for chunk in torch.split(queries, rows, dim=1)
-        ]
+        rows = max(1, CHUNK_ELEMENTS // len(self.centroids))
+        nearest = []
+        for chunk in torch.split(queries, rows, dim=1):
+            # One matrix by another, so that no runtime spreads the bank over the batch or the chunks.
+            distances = F.linear(chunk.flatten(0, 1), self.centroids, self.lengths)
+            values = torch.topk(distances, self.neighbours, dim=1, largest=False).values
+            nearest.append(values.view(-1, chunk.shape[1], self.neighbours))
         return torch.cat(nearest, dim=1) + queries.square().sum(2, keepdim=True)
 
 

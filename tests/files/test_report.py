@@ -106,7 +106,9 @@ def test_the_page_asks_for_nothing_from_a_network(tmp_path):
     [
         (["cfa", "predict", "my photos", "--out", "maps"], "cfa predict 'my photos' --out maps"),
         (["cfa", "predict", "in", "--threshold", "2", "--force", "--json"], "cfa predict in --json"),
-        (["cfa", "predict", "--threshold=2", "in", "--resume"], "cfa predict in"),
+        (["cfa", "predict", "--threshold=2", "in", "--resume", "--max-fpr", "0.1"], "cfa predict in"),
+        (["cfa", "predict", "--watch", "in", "--quiet"], "cfa predict in --quiet"),
+        (["cfa", "predict", "--watch=in"], "cfa predict in"),
     ],
 )
 def test_the_command_line_is_kept_but_for_what_the_page_sets(tmp_path, command, expected):
