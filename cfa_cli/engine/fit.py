@@ -82,7 +82,8 @@ def fit(
     dtype = backbone_dtype(config.precision, device)
     check_backbone_name(config.backbone)
     weights = load_weights(config.weights, config.backbone, notify)
-    backbone = Backbone(config.backbone, config.layers, weights.state_dict)
+    with torch.random.fork_rng(devices=[]):  # timm draws weights first, which are replaced
+        backbone = Backbone(config.backbone, config.layers, weights.state_dict)
     # The bundle keeps the weights as they came; the backbone may compute in a shorter type.
     tensors = {f"backbone.{name}": tensor.numpy().copy() for name, tensor in backbone.weights().items()}
     backbone.to(device, dtype).to(memory_format=torch.channels_last)

@@ -17,13 +17,15 @@ from cfa_cli.engine.export import ExportOptions, export
 from cfa_cli.engine.scorer import load_scorer
 from cfa_cli.engine.verify import read_images, time_scorer
 from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.preprocess import to_input
+from cfa_cli.records import Geometry
 
 BACKBONES = ("resnet18", "wide_resnet50_2", "vgg19_bn", "efficientnet_b5")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
-def random_weights(name: str, path: Path) -> str:
-    """Write a random state dict whose normalisation fits its activations, as training would leave it."""
+def random_weights(name: str, good: Path, path: Path) -> str:
+    """Write a random state dict whose normalisation fits the images' activations, as training would leave it."""
     torch.manual_seed(0)
     backbone = Backbone(name)
     for module in backbone.modules():
@@ -31,7 +33,8 @@ def random_weights(name: str, path: Path) -> str:
             module.train()
             module.momentum = 1.0
     with torch.no_grad():
-        backbone(torch.randn(4, 3, 128, 128))
+        images = [to_input(i, Geometry((224, 224), None, backbone.mean, backbone.std)) for i in read_images(good, 8)]
+        backbone(torch.stack(images))
     torch.save(backbone.weights(), path)
     return str(path)
 
@@ -52,7 +55,7 @@ def main() -> None:
 
 def measure(name: str, good: Path, images: Path, folder: Path) -> None:
     """Fit a model, export it to everything, and print a row each."""
-    weights = "embedded" if name == "resnet18" else random_weights(name, folder / "weights.pth")
+    weights = "embedded" if name == "resnet18" else random_weights(name, good, folder / "weights.pth")
     model = folder / "model.safetensors"
     size = save_bundle(fit(good, FitConfig(backbone=name, weights=weights, epochs=0)).bundle, model)
     bundle, image = load_bundle(model), read_images(images, limit=1)[0]
