@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
+# Tests run side by side: one thread each is quickest, in the commands that they start too. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GOOD_IMAGES = 24
 SIZE = (64, 64)  # of the small model's input, px
