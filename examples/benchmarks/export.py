@@ -16,6 +16,7 @@ from cfa_cli import FitConfig, fit, load_bundle, save_bundle
 from cfa_cli.engine.export import ExportOptions, export
 from cfa_cli.engine.scorer import load_scorer
 from cfa_cli.engine.verify import read_images, time_scorer
+from cfa_cli.errors import ExportError
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.preprocess import to_input
 from cfa_cli.records import Geometry
@@ -69,9 +70,13 @@ def measure(name: str, good: Path, images: Path, folder: Path) -> None:
         int8 = options is None
         options = options or ExportOptions("openvino")
         out = folder / f"model{SUFFIXES[options.format]}"
-        result = export(model, out, options, images=images, calibration=good if int8 else None, force=True)
-        found = result.verification
         kind = options.format + (", INT8" if int8 else ", half" if options.half else "")
+        try:
+            result = export(model, out, options, images=images, calibration=good if int8 else None, force=True)
+        except ExportError as failure:
+            print(f"| {name} | {kind} | {failure.message} | | |", flush=True)
+            continue
+        found = result.verification
         error = f"{found.max_relative:.1e}; {found.labels_agree} of {found.images} labels"
         row(name, kind, error, result.bytes, found.milliseconds)
 
