@@ -42,7 +42,8 @@ class Terminal:
         self._started = self._noted = 0.0
 
     def __enter__(self) -> Terminal:
-        self._bar.start()
+        if not self._bar.disable:  # some versions of rich end even a disabled bar with an empty line
+            self._bar.start()
         return self
 
     def __exit__(
@@ -50,7 +51,8 @@ class Terminal:
     ) -> None:
         if kind is None:
             self._end_phase()
-        self._bar.stop()
+        if not self._bar.disable:
+            self._bar.stop()
 
     def progress(self, step: Progress) -> None:
         """Show one step of long work."""

@@ -156,8 +156,8 @@ def main() -> None:
     """Draw, train, export."""
     args = parse()
     device = torch.device(args.device)
-    # Processes meet once a step, at the gradients. Threads meet several times a layer, which on a machine that also
-    # does other work took up to five times the CPU time for the same step.
+    # Processes meet twice a step. Threads meet several times a layer and spin while they wait: on a machine that also
+    # does other work, two of them took two to three times the CPU time for the same step.
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
