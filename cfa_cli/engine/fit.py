@@ -268,7 +268,7 @@ def _build_bank(
     with torch.no_grad():
         if config.bank == "kmeans":
             positions = store.shapes[0][1] * store.shapes[0][2]
-            return kmeans_bank(described, len(images), max(1, positions // config.gamma_c), config.seed)
+            return kmeans_bank(described, len(images), positions // config.gamma_c, config.seed)
         bank = mean_bank(described()) if config.bank == "mean" else ema_bank(described())
         return compress(bank, config.gamma_c, config.seed)
 

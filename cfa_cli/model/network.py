@@ -36,7 +36,7 @@ class Network(nn.Module):
         self.backbone, self.descriptor, self.neighbours = backbone, descriptor, neighbours
         self.register_buffer("bank", bank)
         self.score_map = ScoreMap(grid, input_size, sigma)
-        self.search: NeighbourSearch | None = None  # None: the plain search, which exports
+        self.search: NeighbourSearch | None = None  # None: the plain search
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""

@@ -6,7 +6,6 @@ import json
 import time
 
 import pytest
-import torch
 
 from cfa_cli.__main__ import run
 from cfa_cli.files.datasets import KNOWN
@@ -14,14 +13,7 @@ from tests.engine.trees import make_tree
 
 QUICK = ["--weights", "embedded", "--size", "64", "--epochs", "1"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So little work is done soonest by one thread: on a busy machine several wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

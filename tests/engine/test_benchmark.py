@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from cfa_cli.engine.benchmark import benchmark
@@ -26,14 +25,7 @@ from tests.engine.trees import make_tree
 
 CONFIG = FitConfig(weights="embedded", size=(64, 64), epochs=1)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So little work is done soonest by one thread: on a busy machine several wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
