@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby, islice
 from typing import Protocol
 
 import numpy as np
@@ -14,13 +15,13 @@ from torch.func import functional_call
 
 from cfa_cli.engine.calibrate import normalize
 from cfa_cli.engine.reading import Decoded, read_ahead
+from cfa_cli.engine.workers import Workers
 from cfa_cli.errors import BundleError, CfaError
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device
 from cfa_cli.model.network import Network
 from cfa_cli.model.preprocess import to_input
-from cfa_cli.model.search import NeighbourSearch
 from cfa_cli.records import Bundle, Geometry, Label, Precision, Prediction, Source
 
 BATCH_SIZE = 8
@@ -51,7 +52,8 @@ class NetworkScorer:
         self.network = network.to(self.device).eval()
         dtype = backbone_dtype(precision, self.device)
         self.network.backbone.to(dtype).to(memory_format=torch.channels_last)
-        self.network.search = NeighbourSearch(self.network.bank)
+        self.network.use_quick_search()
+        self._workers = Workers(self.device, BATCH_SIZE)
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """Resize, crop and normalise an image (h, w, 3), RGB, uint8 or uint16, to (3, H, W) float32."""
@@ -59,10 +61,15 @@ class NetworkScorer:
 
     def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""
+        results = self._workers.map(self._score, self._workers.split(inputs))
+        scores, maps = (torch.cat(parts).numpy() for parts in zip(*results, strict=True))
+        return scores, maps
+
+    def _score(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
             images = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
             scores, maps = self.network(images)
-        return scores.cpu().numpy(), maps.cpu().numpy()
+            return scores.cpu(), maps.cpu()
 
 
 def build_network(bundle: Bundle) -> Network:
@@ -113,36 +120,49 @@ def score_sources(
 
     Each Prediction's `map` is at the network's input size. An unreadable image has its `error` and no score.
     """
-    batch: list[Decoded] = []
-    for decoded in read_ahead(sources, scorer.prepare, keep_images=keep_images, ahead=2 * batch_size):
-        batch.append(decoded)
-        if len(batch) == batch_size:
-            yield from _score_batch(scorer, batch, threshold)
-            batch = []
-    if batch:
-        yield from _score_batch(scorer, batch, threshold)
+    with ThreadPoolExecutor(1, "cfa-score") as thread:
+        # While the caller handles one batch, the next is scored.
+        waiting: Future[list[Prediction]] | None = None
+        for batch in _batches(
+            read_ahead(sources, scorer.prepare, keep_images=keep_images, ahead=batch_size), batch_size
+        ):
+            scored, waiting = waiting, thread.submit(_score_batch, scorer, batch, threshold)
+            if scored:
+                yield from scored.result()
+        if waiting:
+            yield from waiting.result()
 
 
-def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> Iterator[Prediction]:
+def _batches(stream: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
+    iterator = iter(stream)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list[Prediction]:
     start = time.perf_counter()
     inputs = [decoded.input for decoded in batch if decoded.input is not None]
     shapes = groupby(inputs, key=lambda one: one.shape)
     results = iter([pair for _, same in shapes for pair in zip(*scorer(torch.stack(list(same))), strict=True)])
     share = (time.perf_counter() - start) / max(1, len(inputs))
+    predictions = []
     for decoded in batch:
         if decoded.input is None:
-            yield Prediction(decoded.source, None, None, threshold, None, None, error=decoded.error)
+            predictions.append(Prediction(decoded.source, None, None, threshold, None, None, error=decoded.error))
             continue
         value, score_map = next(results)
         score = float(value)
         label: Label = "anomalous" if score > threshold else "good"
-        yield Prediction(
-            decoded.source,
-            score,
-            normalize(score, threshold),
-            threshold,
-            label,
-            1000 * (decoded.seconds + share),
-            map=score_map,
-            image=decoded.image,
+        predictions.append(
+            Prediction(
+                decoded.source,
+                score,
+                normalize(score, threshold),
+                threshold,
+                label,
+                1000 * (decoded.seconds + share),
+                map=score_map,
+                image=decoded.image,
+            )
         )
+    return predictions

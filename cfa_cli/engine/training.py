@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from cfa_cli.engine.features import FeatureStore
-from cfa_cli.model.descriptor import Descriptor
+from cfa_cli.engine.workers import Workers
+from cfa_cli.model.descriptor import Descriptor, describe
 from cfa_cli.model.loss import INITIAL_RADIUS, coupled_hypersphere_loss
 from cfa_cli.model.search import NeighbourSearch
 from cfa_cli.records import FitConfig
@@ -37,18 +39,52 @@ def train_descriptor(
     order = torch.Generator().manual_seed(config.seed)
     members = torch.as_tensor(images)
     losses = []
-    for epoch in range(1, config.epochs + 1):
-        total, done = 0.0, 0
-        for batch in torch.split(members[torch.randperm(len(members), generator=order)], config.batch_size):
-            descriptors = descriptor(store.levels(batch, device)).flatten(0, 2)
-            points = descriptors.detach()
-            squared, indices = search(points, 2 * config.neighbours)
-            loss, by_descriptor, by_radius = coupled_hypersphere_loss(points, bank, squared, indices, radius.detach())
-            optimizer.zero_grad(set_to_none=True)
-            descriptors.backward(by_descriptor)
-            radius.grad = by_radius
-            optimizer.step()
-            total, done = total + float(loss) * len(batch), done + len(batch)
-            on_batch(epoch, done, total / done)
-        losses.append(total / done)
+    with Workers(device, config.batch_size) as workers:
+        for epoch in range(1, config.epochs + 1):
+            total, done = 0.0, 0
+            for batch in torch.split(members[torch.randperm(len(members), generator=order)], config.batch_size):
+                # In the search's coordinates; the loss is the same in all.
+                weight, bias = descriptor.in_frame(search.frame)
+                step = partial(
+                    _loss_and_gradients,
+                    store,
+                    search,
+                    weight.detach(),
+                    bias.detach(),
+                    radius.detach(),
+                    config.neighbours,
+                )
+                parts = workers.split(batch)
+                shares = [len(part) / len(batch) for part in parts]
+                results = workers.map(step, parts)
+                loss, by_weight, by_bias, by_radius = (
+                    sum(share * value for share, value in zip(shares, values, strict=True))
+                    for values in zip(*results, strict=True)
+                )
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward([weight, bias], [by_weight, by_bias])
+                radius.grad = by_radius
+                optimizer.step()
+                total, done = total + float(loss) * len(batch), done + len(batch)
+                on_batch(epoch, done, total / done)
+            losses.append(total / done)
     return losses, radius.detach()
+
+
+def _loss_and_gradients(
+    store: FeatureStore,
+    search: NeighbourSearch,
+    weight: Tensor,
+    bias: Tensor,
+    radius: Tensor,
+    neighbours: int,
+    images: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return some images' mean loss () and its gradients by weight (D, C + 2), bias (D,) and radius ()."""
+    parameters = weight.requires_grad_(), bias.requires_grad_()
+    descriptors = describe(store.levels(images, weight.device), *parameters).flatten(0, 2)
+    points = descriptors.detach()
+    squared, indices = search(points, 2 * neighbours)
+    loss, by_descriptor, by_radius = coupled_hypersphere_loss(points, search.bank, squared, indices, radius)
+    by_weight, by_bias = torch.autograd.grad(descriptors, parameters, by_descriptor)
+    return loss, by_weight, by_bias, by_radius

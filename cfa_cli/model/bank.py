@@ -38,7 +38,8 @@ def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:
         if bank is None:
             bank = image.clone()
         else:
-            _, nearest = NeighbourSearch(image)(bank, 1)
+            search = NeighbourSearch(image)
+            _, nearest = search(search.project(bank), 1)
             bank = bank.lerp(image[nearest[:, 0]], rate)
     if bank is None:
         raise ValueError("no descriptors")
@@ -62,7 +63,7 @@ def kmeans_bank(descriptors: Callable[[], Iterable[Tensor]], images: int, cluste
         search = NeighbourSearch(bank)
         sums, counts = torch.zeros_like(bank), bank.new_zeros(len(bank))
         for image in descriptors():
-            nearest = search(image, 1)[1][:, 0]
+            nearest = search(search.project(image), 1)[1][:, 0]
             sums.index_add_(0, nearest, image)
             counts.index_add_(0, nearest, counts.new_ones(len(nearest)))
         bank = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), bank)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cfa_cli.model.search import Frame
 
 
 def pool_levels(maps: Sequence[Tensor], divide_by_channels: bool = False) -> list[Tensor]:
@@ -47,15 +50,31 @@ class Descriptor(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Map levels [(B, C_l, h_l, w_l)], finest first, to descriptors (B, h, w, D) on the first level's grid."""
-        height, width = levels[0].shape[-2:]
-        weights = torch.split(self.weight.flatten(1), [*self.channels, 2], dim=1)
-        place = coordinates(height, width, self.weight) @ weights[-1].T + self.bias
-        result: Tensor | None = None
-        for level, weight in zip(levels, weights, strict=False):
-            projected = upsample(level.permute(0, 2, 3, 1) @ weight.T, (height, width))
-            result = projected + place if result is None else result.add_(projected)
-        assert result is not None
-        return result
+        return describe(levels, self.weight.flatten(1), self.bias)
+
+    def in_frame(self, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Return the weight (D, C + 2) and bias (D,) for `describe` that give the descriptors in the frame."""
+        return frame.axes.T @ self.weight.flatten(1), (self.bias - frame.origin) @ frame.axes
+
+    def moved_to(self, frame: Frame) -> Descriptor:
+        """Return a descriptor whose output is this one's in the frame."""
+        moved = copy.deepcopy(self).requires_grad_(False)
+        weight, bias = self.in_frame(frame)
+        moved.load_state_dict({"weight": weight[..., None, None], "bias": bias})
+        return moved
+
+
+def describe(levels: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+    """Map levels [(B, C_l, h_l, w_l)] by a weight (D, C + 2) and bias (D,) to descriptors (B, h, w, D)."""
+    batch, _, height, width = levels[0].shape
+    *by_level, by_place = torch.split(weight, [*(level.shape[1] for level in levels), 2], dim=1)
+    place = coordinates(height, width, weight).expand(batch, height, width, 2)
+    # The first level's product takes the coordinates and the bias along.
+    finest = torch.cat([levels[0].permute(0, 2, 3, 1), place, place.new_ones(batch, height, width, 1)], dim=-1)
+    result = finest @ torch.cat([by_level[0], by_place, bias[:, None]], dim=1).T
+    for level, part in zip(levels[1:], by_level[1:], strict=True):
+        result.add_(upsample(level.permute(0, 2, 3, 1) @ part.T, (height, width)))
+    return result
 
 
 def coordinates(height: int, width: int, like: Tensor) -> Tensor:

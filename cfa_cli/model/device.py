@@ -39,8 +39,3 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def quick_bfloat16(device: torch.device) -> bool:
-    """Tell whether the processor has matrix units for bfloat16 (AMX), some ten times as quick as float32."""
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()

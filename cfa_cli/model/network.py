@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,11 @@ class Network(nn.Module):
         self.score_map = ScoreMap(grid, input_size, sigma)
         self.search: NeighbourSearch | None = None  # None: the plain search
 
+    def use_quick_search(self) -> None:
+        """Search by `NeighbourSearch` from now on, and describe in its coordinates: the same scores, sooner."""
+        self.search = NeighbourSearch(self.bank)
+        self.descriptor = self.descriptor.moved_to(self.search.frame)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""
         return self.score(extract_levels(self.backbone, images))
@@ -47,10 +53,8 @@ class Network(nn.Module):
         descriptors = self.descriptor(levels)
         batch, height, width, channels = descriptors.shape
         queries = descriptors.reshape(-1, channels)
-        if self.search is not None:
-            squared, _ = self.search(queries, self.neighbours)
-        else:
-            squared, _ = nearest_plain(queries, self.bank, self.neighbours)
+        search = self.search or partial(nearest_plain, bank=self.bank)
+        squared, _ = search(queries, k=self.neighbours)
         maps = self.score_map(position_scores(squared).view(batch, height, width))
         return image_scores(maps), maps
 

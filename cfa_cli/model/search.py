@@ -1,35 +1,53 @@
 """The nearest centroids of every descriptor: exact, in float32, at a fraction of the full product's cost.
 
-The float32 product of all descriptors with all centroids is most of the work that CFA does. `NeighbourSearch` filters,
-refines and proves instead:
+The float32 product of all descriptors with all centroids is most of the work that CFA does. `NeighbourSearch` filters
+and refines instead:
 
-1. Filter. Vectors are written by their coordinates along the bank's principal axes and the length of what is left, as
-   one coordinate more. The distance of two such short vectors is never more than that of the whole ones (the triangle
-   inequality on what is left). They are rounded to bfloat16 where the processor multiplies it natively; by how much is
-   known for each. One product gives all short distances, and the smallest of a row name its candidates.
-2. Refine. The candidates' distances are computed in float32 from the whole vectors.
-3. Prove. What is no candidate is at least as far away as the last candidate's short distance less both roundings.
-   Where the k-th refined distance is not more than that, the result is the plain search's; the few rows left over are
-   searched plainly.
+1. Coordinates. Vectors are written along orthonormal axes, the bank's principal ones first. Distances do not change,
+   and a linear layer that makes the queries can write them so at no cost (`Descriptor.forward`).
+2. Filter. The leading coordinates and the length of what is left, as one coordinate more, make a short vector. The
+   distance of two short vectors is never more than that of the whole ones (the triangle inequality on what is left).
+   They are rounded to bfloat16 where the processor multiplies it natively; by how much is known for each. One product
+   gives all short distances.
+3. Refine. A few centroids with the smallest short distances are measured in float32, whole. The k-th of these distances
+   bounds the result: every centroid whose short distance, less both roundings, is not above it is measured as well.
+   So none that belongs to the result is ever missed.
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_cli.model.device import native_bfloat16, quick_bfloat16
+from cfa_cli.model.device import native_bfloat16
 
 MIN_CENTROIDS = 512  # below, the plain search is as quick
 EXTRA_COLUMNS = 7  # the length of the rest, and both squared lengths in three parts each
-FIRST_AXES = 128 - EXTRA_COLUMNS  # products run best at multiples of 64 columns
-ENOUGH_PROVEN = 0.88  # of the rows; below, twice as many columns cost less than searching the rest plainly
+FIRST_COLUMNS = 128  # of a short vector; products run best at multiples of 64
+MANY_CANDIDATES = 96  # a row: past it, twice as many columns cost less than measuring the candidates
 GROUP = 4  # values whose minimum stands for them
-SPARE = 18  # candidates beyond k
-CHUNK_ELEMENTS = 1_600_000  # of a distance matrix: stays in the processor's cache and bounds the memory
+SPARE = 2  # centroids beyond k that are measured first
+CHUNK_ELEMENTS = 1_700_000  # of a distance matrix: stays in the processor's cache and bounds the memory
 PRODUCT_ERROR = 1e-5  # of float32 sums, relative to the squared lengths that go into them
+
+
+class Frame(NamedTuple):
+    """Coordinates: x becomes (x - origin) @ axes; origin (D,), orthonormal axes (D, D)."""
+
+    origin: Tensor
+    axes: Tensor
+
+
+class Filter(NamedTuple):
+    """The bank's short vectors, ready for the product."""
+
+    axes: int  # leading coordinates in use
+    columns: Tensor  # (axes + 7, M)
+    rounding: float  # the largest length that rounding took from one
 
 
 def nearest_plain(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -48,107 +66,156 @@ def nearest_plain(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor
 
 
 class NeighbourSearch:
-    """Exact nearest centroids in a fixed bank (M, D), float32. Off the CPU and for small banks the search is plain."""
+    """Exact nearest centroids in a fixed bank (M, D), float32. Off the CPU and for small banks the search is plain.
+
+    Queries are given in the search's own coordinates, `frame`; `bank` is the bank in them. Threads may share a search.
+    """
 
     def __init__(self, bank: Tensor) -> None:
-        # Distances do not change under a shift, and products lose less to rounding around the centre.
-        self.centre = bank.mean(0)
-        self.bank = (bank - self.centre).contiguous()
-        self.lengths = self.bank.square().sum(1)
         self.filtered = bank.device.type == "cpu" and len(bank) >= MIN_CENTROIDS
+        self.frame = principal_frame(bank) if self.filtered else Frame(bank.mean(0), torch.eye(bank.shape[1]).to(bank))
+        self.bank = self.project(bank)
         if self.filtered:
             self.dtype = torch.bfloat16 if native_bfloat16(bank.device) else torch.float32
-            self._prepare_filter(None if quick_bfloat16(bank.device) else FIRST_AXES)
+            self.lengths = self.bank.square().sum(1)
+            self.filter = self._make_filter(FIRST_COLUMNS - EXTRA_COLUMNS)
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Write vectors (N, D) in the search's coordinates: (N, D)."""
+        return (vectors - self.frame.origin) @ self.frame.axes
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return squared distances (N, k) float32, ascending, and indices (N, k) int64, for queries (N, D) float32.
 
-        k is cut to M.
+        The queries are written in `frame`. k is cut to M.
         """
         k = min(k, len(self.bank))
-        queries = queries - self.centre
         if not self.filtered:
             return nearest_plain(queries, self.bank, k)
-        parts = [self._filter_and_refine(chunk, k) for chunk in torch.split(queries, _chunk_rows(self.bank))]
-        squared, indices, proven = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        rest = proven.logical_not().nonzero().squeeze(1)
-        if len(rest):
-            squared[rest], indices[rest] = nearest_plain(queries[rest], self.bank, k)
-        if self.axes is not None and len(rest) > (1 - ENOUGH_PROVEN) * len(queries):
-            self._prepare_filter(2 * (self.axes.shape[1] + EXTRA_COLUMNS) - EXTRA_COLUMNS)
+        parts = [self._search_chunk(chunk, k) for chunk in torch.split(queries, _chunk_rows(self.bank))]
+        squared, indices = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return squared, indices
 
-    def _prepare_filter(self, axes: int | None) -> None:
-        """Filter along this many axes, or, for None or where that is no saving, along all of the vectors' own."""
-        saves = axes is not None and 1.5 * axes < self.bank.shape[1] and axes <= len(self.bank)
-        self.axes = _principal_axes(self.bank, axes) if axes is not None and saves else None
-        short = _shorten(self.bank, self.lengths, self.axes)
+    def _make_filter(self, axes: int) -> Filter:
+        axes = min(axes, self.bank.shape[1])
+        short = _shorten(self.bank, self.lengths, axes)
         rounded = short.to(self.dtype)
-        self.rounding = (short - rounded.float()).norm(dim=1).max()
         squared = rounded.float().square().sum(1)
         columns = torch.cat([-2 * rounded, _split(squared, self.dtype), rounded.new_ones(len(rounded), 3)], dim=1)
-        padding = columns.new_zeros(-len(columns) % GROUP**4, columns.shape[1])
+        padding = columns.new_zeros(-len(columns) % GROUP**2, columns.shape[1])
         padding[:, short.shape[1]] = 1e30  # as a squared length: never a candidate
-        self.columns = torch.cat([columns, padding]).T.contiguous()
+        rounding = float((short - rounded.float()).norm(dim=1).max())
+        return Filter(axes, torch.cat([columns, padding]).T.contiguous(), rounding)
 
-    def _filter_and_refine(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return squared distances (n, k), indices (n, k), and which rows are proven (n,)."""
+    def _search_chunk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return squared distances (n, k) and indices (n, k)."""
+        chosen = self.filter
         lengths = queries.square().sum(1)
-        short = _shorten(queries, lengths, self.axes)
+        short = _shorten(queries, lengths, chosen.axes)
         rounded = short.to(self.dtype)
-        rounding = (short - rounded.float()).norm(dim=1) + self.rounding
+        rounding = (short - rounded.float()).norm(dim=1) + chosen.rounding
         squared = rounded.float().square().sum(1)
         # Both squared lengths are columns of the product: near centroids' distances come out small, and well rounded.
         row = torch.cat([rounded, rounded.new_ones(len(rounded), 3), _split(squared, self.dtype)], dim=1)
-        distances, candidates = _smallest(row @ self.columns, min(k + SPARE, len(self.bank)))
+        distances = ShortDistances(row @ chosen.columns)
 
-        refined = torch.add(self.lengths[candidates], _sampled_products(queries, self.bank, candidates), alpha=-2)
-        refined += lengths[:, None]
-        best = refined.topk(k, dim=1, largest=False)
-        # The product's own result is rounded as well, by half a unit in the last place.
-        furthest = distances.amax(1).float() * (1 - torch.finfo(self.dtype).eps / 2) - PRODUCT_ERROR * lengths
-        proven = best.values[:, -1].clamp_min(0).sqrt() <= furthest.clamp_min(0).sqrt() - rounding
-        return best.values.clamp_min(0), candidates.gather(1, best.indices), proven
+        limits = distances.smallest(k + SPARE)
+        nearest, _ = self._measure(queries, lengths, *distances.up_to(limits), k)
+        # Rounding keeps the order: what is not above the bound before it was rounded is not above the rounded bound.
+        bound = nearest[:, -1].sqrt() + rounding
+        bound = bound * bound + PRODUCT_ERROR * (lengths + self.lengths.max())
+        limits = np.maximum(limits, bound.to(self.dtype).view(_integers(self.dtype)).numpy())
+        columns, counts = distances.up_to(limits)
+        if len(columns) > MANY_CANDIDATES * len(queries):
+            if 2 * chosen.axes <= self.bank.shape[1]:
+                self.filter = self._make_filter(2 * (chosen.axes + EXTRA_COLUMNS) - EXTRA_COLUMNS)
+            if GROUP * len(columns) > len(queries) * len(self.bank):
+                return nearest_plain(queries, self.bank, k)
+        return self._measure(queries, lengths, columns, counts, k)
+
+    def _measure(
+        self, queries: Tensor, lengths: Tensor, columns: np.ndarray, counts: np.ndarray, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the k smallest squared distances (n, k), ascending, to each query's candidates, and their indices.
+
+        columns: all candidates, query after query; counts (n,): how many belong to each, at least k.
+        """
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        products = _sampled_products(queries, self.bank, torch.from_numpy(starts), torch.from_numpy(columns))
+        squared = self.lengths[torch.from_numpy(columns)].sub_(products, alpha=2).numpy()
+        squared += np.repeat(lengths.numpy(), counts)
+        # A distance's bits and, below them, its index: one integer that sorts by both, as bits of a float32 >= 0 do.
+        keys = np.maximum(squared, 0).view(np.int32).astype(np.int64) << 32 | columns
+        table = np.full((len(counts), counts.max()), np.iinfo(np.int64).max)
+        table[np.arange(counts.max()) < counts[:, None]] = keys
+        table.partition(k - 1, axis=1)
+        best = np.sort(table[:, :k], axis=1)
+        return torch.from_numpy((best >> 32).astype(np.int32).view(np.float32)), torch.from_numpy(best & 0xFFFFFFFF)
+
+
+class ShortDistances:
+    """Squared short distances (n, M) of queries and centroids, read as integers: these sort alike, and quicker.
+
+    Rounding may leave a distance just below 0; as an integer it is below all others as well.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        integers = values.view(_integers(values.dtype))
+        self.values = integers.numpy()
+        self.width = values.shape[1] // GROUP
+        self.groups = _group_minima(integers).numpy()  # of columns that are `width` apart
+
+    def smallest(self, count: int) -> np.ndarray:
+        """Return a limit for each row (n,) that at least `count` of its values are not above."""
+        minima = _group_minima(torch.from_numpy(self.groups)).numpy()
+        count = min(count, minima.shape[1])
+        limits: np.ndarray = np.partition(minima, count - 1, axis=1)[:, count - 1]
+        return limits
+
+    def up_to(self, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the columns whose values are not above their row's limit, row after row, and each row's number."""
+        hits = np.flatnonzero(self.groups <= limits[:, None])
+        rows = hits // self.width
+        members = np.arange(0, GROUP * self.width, self.width)
+        places = (hits + (GROUP - 1) * self.width * rows)[:, None] + members
+        inside = self.values.ravel().take(places) <= limits[rows, None]
+        found = places[inside]
+        rows = found // self.values.shape[1]
+        return found - rows * self.values.shape[1], np.bincount(rows, minlength=len(limits))
+
+
+def principal_frame(bank: Tensor) -> Frame:
+    """Return a frame around the bank's centre whose leading axes hold most of its variance.
+
+    Any orthonormal axes give an exact result, so a sample of the bank and a randomised decomposition will do.
+    """
+    origin = bank.mean(0)
+    count = min(len(bank), bank.shape[1], 4 * FIRST_COLUMNS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sample = (bank - origin)[torch.randperm(len(bank))[:8192]]
+        leading = torch.svd_lowrank(sample, q=count, niter=2)[2]
+    return Frame(origin, torch.linalg.qr(leading, mode="complete").Q.contiguous())
 
 
 def _chunk_rows(bank: Tensor) -> int:
     return max(1, CHUNK_ELEMENTS // len(bank))
 
 
-def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` smallest values of each row (n, M), unsorted, and their columns.
-
-    They are all members of the `count` groups with the smallest minima: so the groups are ranked first, by the same
-    means, and few values are left. Groups are columns that are M / GROUP apart: their minima are one vectorised pass.
-    """
-    width = values.shape[1]
-    if width % GROUP or width <= 2 * GROUP * count:
-        return values.topk(count, dim=1, largest=False, sorted=False)
-    step = width // GROUP
-    _, groups = _smallest(values.view(-1, GROUP, step).amin(1), count)
-    members = (groups[:, None, :] + torch.arange(0, width, step)[:, None]).flatten(1)
-    smallest = values.gather(1, members).topk(count, dim=1, largest=False, sorted=False)
-    return smallest.values, members.gather(1, smallest.indices)
+def _integers(dtype: torch.dtype) -> torch.dtype:
+    return torch.int16 if dtype == torch.bfloat16 else torch.int32
 
 
-def _principal_axes(bank: Tensor, count: int) -> Tensor:
-    """Return a centred bank's first principal axes (D, count).
-
-    Any orthonormal axes give an exact result, so a sample of the bank and a randomised decomposition will do.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sample = bank[torch.randperm(len(bank))[:8192]]
-        return torch.svd_lowrank(sample, q=count, niter=2)[2].contiguous()
+def _group_minima(values: Tensor) -> Tensor:
+    """Return the minima (n, M / 4) of columns that are M / 4 apart."""
+    return values.view(len(values), GROUP, -1).amin(1)
 
 
-def _shorten(vectors: Tensor, squared_lengths: Tensor, axes: Tensor | None) -> Tensor:
-    """Write vectors (N, D) by their coordinates along the axes (D, p) and the length of the rest: (N, p + 1)."""
-    if axes is None:
-        return torch.cat([vectors, vectors.new_zeros(len(vectors), 1)], dim=1)
-    short = vectors @ axes
-    rest = (squared_lengths - short.square().sum(1)).clamp_min(0).sqrt()
-    return torch.cat([short, rest[:, None]], dim=1)
+def _shorten(vectors: Tensor, squared_lengths: Tensor, axes: int) -> Tensor:
+    """Write vectors (N, D) by their leading coordinates and the length of the rest: (N, axes + 1)."""
+    leading = vectors[:, :axes]
+    rest = (squared_lengths - leading.square().sum(1)).clamp_min(0).sqrt()
+    return torch.cat([leading, rest[:, None]], dim=1)
 
 
 def _split(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -160,17 +227,16 @@ def _split(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _sampled_products(queries: Tensor, bank: Tensor, candidates: Tensor) -> Tensor:
-    """Return queries[n] · bank[candidates[n, i]]: (N, m), without gathering the centroids."""
-    count, m = candidates.shape
+def _sampled_products(queries: Tensor, bank: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
+    """Return the product of each query and each of its candidates, without gathering the centroids."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         wanted = torch.sparse_csr_tensor(
-            torch.arange(0, count * m + 1, m),
-            candidates.flatten(),
-            queries.new_zeros(count * m),
-            size=(count, len(bank)),
+            starts,
+            columns,
+            queries.new_zeros(len(columns)),
+            size=(len(queries), len(bank)),
             check_invariants=False,
         )
     products: Tensor = torch.sparse.sampled_addmm(wanted, queries, bank.T, beta=0.0)
-    return products.values().view(count, m)
+    return products.values()

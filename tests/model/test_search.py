@@ -6,6 +6,11 @@ import torch
 from cfa_cli.model.search import NeighbourSearch, nearest_plain
 
 
+def search(bank, queries, k):
+    found = NeighbourSearch(bank)
+    return found(found.project(queries), k)
+
+
 def reference(queries, bank, k):
     squared = ((queries.double()[:, None] - bank.double()[None]) ** 2).sum(-1)
     return squared.topk(min(k, len(bank)), dim=1, largest=False), squared
@@ -33,7 +38,7 @@ def make_bank(count, channels, kind):
 @pytest.mark.parametrize("k", [1, 6])
 def test_same_neighbours_as_the_plain_search(kind, count, channels, k):
     bank, queries = make_bank(count, channels, kind)
-    squared, indices = NeighbourSearch(bank)(queries, k)
+    squared, indices = search(bank, queries, k)
     expected, everything = reference(queries, bank, k)
     # Float32's rounding of |x|² + |c|² - 2xc around the bank's centre.
     rounding = 1e-5 * (everything.max())
@@ -53,7 +58,7 @@ def test_same_neighbours_as_the_plain_search(kind, count, channels, k):
 def test_queries_unlike_the_bank_are_searched_as_exactly(distribution):
     bank, queries = make_bank(2048, 448, "smooth")
     queries = {"far": queries + 100, "scaled": queries * 20, "on top": bank[:200].clone()}[distribution]
-    squared, _ = NeighbourSearch(bank)(queries, 3)
+    squared, _ = search(bank, queries, 3)
     expected, everything = reference(queries, bank, 3)
     assert (squared.double() - expected.values).abs().max() <= 1e-5 * everything.max()
 
@@ -61,7 +66,7 @@ def test_queries_unlike_the_bank_are_searched_as_exactly(distribution):
 def test_a_large_bank_is_searched_in_bounded_memory():
     bank = torch.randn(65_536, 64, generator=torch.Generator().manual_seed(0))
     queries = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
-    squared, indices = NeighbourSearch(bank)(queries, 6)
+    squared, indices = search(bank, queries, 6)
     expected, everything = reference(queries, bank, 6)
     assert (squared.double() - expected.values).abs().max() <= 1e-5 * everything.max()
     assert (indices == expected.indices).float().mean() > 0.99
@@ -69,6 +74,6 @@ def test_a_large_bank_is_searched_in_bounded_memory():
 
 def test_k_is_cut_to_the_bank():
     bank = torch.randn(4, 8)
-    squared, indices = NeighbourSearch(bank)(torch.randn(3, 8), 6)
+    squared, indices = search(bank, torch.randn(3, 8), 6)
     assert squared.shape == indices.shape == (3, 4)
     assert nearest_plain(torch.randn(3, 8), bank, 6)[0].shape == (3, 4)
