@@ -20,6 +20,8 @@ from torch.utils.data import Dataset
 
 IGNORE = -100  # cross entropy's own word for "no target here"
 CELL = 16  # pixels a side of a class target: layer3's stride
+GROUP = 4  # images in a row that show the same product: what is good in one is good in all
+OWN_LIGHT = 0.3  # how far each of them may stray from its group's light, as a share of all light there is
 
 
 class Batch(NamedTuple):
@@ -28,6 +30,19 @@ class Batch(NamedTuple):
     images: Tensor  # (B, 3, S, S) uint8
     classes: Tensor  # (B, S/16, S/16) int64, IGNORE where two textures meet
     defects: Tensor  # (B, S, S) uint8, 0 = good
+
+
+class View(NamedTuple):
+    """How a product lies under the camera."""
+
+    degrees: float
+    scale: float
+    flip: int  # -1: mirrored
+
+    @classmethod
+    def draw(cls, rng: Rng) -> View:
+        """Any quarter turn and a little more, larger or smaller, mirrored or not."""
+        return cls(rng.normal(0, 6) + 90 * rng.integers(4), log_uniform(rng, 0.6, 1.5), -1 if rng.random() < 0.5 else 1)
 
 
 class Batches(Dataset[Batch]):
@@ -39,40 +54,47 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         size = int(np.random.default_rng((self.seed, step)).choice(self.crops))  # the same in all processes
         rng = np.random.default_rng((self.seed, step, self.rank))
-        drawn = [self.draw_one(size, rng) for _ in range(self.batch)]
+        drawn = [one for _ in range(self.batch // GROUP) for one in self.draw_group(size, rng)]
         images, classes, defects = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
         return Batch(images.permute(0, 3, 1, 2), classes, defects)
 
-    def crop(self, size: int, rng: Rng) -> tuple[Image, int]:
-        """Return a turned, scaled, perhaps mirrored piece of a random drawn image, and its class."""
-        label, instance = (int(rng.integers(n)) for n in self.pool.shape[:2])
-        source = self.pool[label, instance]
+    def draw_group(self, size: int, rng: Rng) -> list[tuple[Image, NDArray[np.int64], NDArray[np.uint8]]]:
+        """Draw images of one product, each with its own defects: the class of each cell, the defect of each pixel."""
+        label, second, stranger = rng.integers(self.pool.shape[0], size=3).tolist()
+        views = [View.draw(rng) for _ in range(2)]
+        two_textures = rng.random() < 0.4
+        group = []
+        for _ in range(GROUP):
+            image = self.crop(label, size, views[0], rng)
+            classes = np.full((size // CELL, size // CELL), label, np.int64)
+            if two_textures:
+                other = self.crop(second, size, views[1], rng).astype(np.float32)
+                mask = region(size, rng)
+                image = np.clip(image + mask[..., None] * (other - image), 0, 255).astype(np.uint8)
+                share = cv2.resize(mask, classes.shape[::-1], interpolation=cv2.INTER_AREA)
+                classes[share > 0.8] = second
+                classes[(share >= 0.2) & (share <= 0.8)] = IGNORE
+            donor = self.crop(stranger, size, View.draw(rng), rng)
+            defects = np.zeros((size, size), np.uint8)
+            for _ in range(int(rng.integers(0, 6))):
+                image = spoil(image, defects, donor, rng)
+            group.append((image, classes, defects))
+        return group
+
+    def crop(self, label: int, size: int, view: View, rng: Rng) -> Image:
+        """Return a piece of a random image of a class, turned, scaled and perhaps mirrored nearly as the view says."""
+        source = self.pool[label, int(rng.integers(self.pool.shape[1]))]
         side = source.shape[0]
-        angle = math.radians(rng.normal(0, 6) + 90 * rng.integers(4))
-        scale = log_uniform(rng, 0.6, 1.5)
-        flip = -1 if rng.random() < 0.5 else 1
-        turn = scale * np.array([[np.cos(angle) * flip, -np.sin(angle)], [np.sin(angle) * flip, np.cos(angle)]])
+        angle = math.radians(view.degrees + rng.normal(0, 2))
+        scale = view.scale * log_uniform(rng, 0.95, 1.05)
+        turn = scale * np.array(
+            [[np.cos(angle) * view.flip, -np.sin(angle)], [np.sin(angle) * view.flip, np.cos(angle)]]
+        )
         centre = rng.uniform(size * scale / 2, side - size * scale / 2, 2) if size * scale < side else side / 2
         shift = centre - turn @ np.array([size / 2, size / 2])
         how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         matrix = np.concatenate([turn, np.reshape(shift, (2, 1))], 1)
-        return cv2.warpAffine(source, matrix, (size, size), flags=how, borderMode=cv2.BORDER_REFLECT_101), label
-
-    def draw_one(self, size: int, rng: Rng) -> tuple[Image, NDArray[np.int64], NDArray[np.uint8]]:
-        """Return an image, the class of each of its cells, and the kind of defect of each of its pixels."""
-        image, label = self.crop(size, rng)
-        donor, donor_label = self.crop(size, rng)
-        classes = np.full((size // CELL, size // CELL), label, np.int64)
-        if rng.random() < 0.4:
-            mask = region(size, rng)
-            image = np.clip(image + mask[..., None] * (donor.astype(np.float32) - image), 0, 255).astype(np.uint8)
-            share = cv2.resize(mask, classes.shape[::-1], interpolation=cv2.INTER_AREA)
-            classes[share > 0.8] = donor_label
-            classes[(share >= 0.2) & (share <= 0.8)] = IGNORE
-        defects = np.zeros((size, size), np.uint8)
-        for _ in range(int(rng.integers(0, 6))):
-            image = spoil(image, defects, donor, rng)
-        return image, classes, defects
+        return cv2.warpAffine(source, matrix, (size, size), flags=how, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def region(size: int, rng: Rng) -> Field:
@@ -88,17 +110,21 @@ def region(size: int, rng: Rng) -> Field:
 def light_up(images: Tensor, seed: int) -> Tensor:
     """Makes (B, 3, S, S) uint8 images into 0..1 floats under many lamps, lenses and sensors.
 
-    Contrast goes down to a fifth, because what is to be inspected is often grey, dim and nearly plain.
+    Contrast goes down to a fifth, because what is to be inspected is often grey, dim and nearly plain. The images of a
+    group are lit nearly alike.
     """
     lamp = torch.Generator().manual_seed(seed)
     count, side, device = images.shape[0], images.shape[-1], images.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         shape = shape or (count, 1, 1, 1)
-        return torch.empty(shape).uniform_(low, high, generator=lamp).to(device)
+        shared = torch.rand((count // GROUP, *shape[1:]), generator=lamp).repeat_interleave(GROUP, 0)
+        share = shared.lerp(torch.rand(shape, generator=lamp), OWN_LIGHT)
+        return (low + (high - low) * share).to(device)
 
     def chance(share: float) -> Tensor:
-        return uniform(0, 1) < share
+        drawn = torch.rand((count // GROUP, 1, 1, 1), generator=lamp) < share
+        return drawn.repeat_interleave(GROUP, 0).to(device)
 
     x = images.float() / 255
     x = torch.where(chance(0.4), x.mean(1, keepdim=True).expand_as(x), x)

@@ -44,8 +44,8 @@ class Muon:
         self.adam = torch.optim.AdamW(self.others, lr=lr * 0.05, betas=(0.9, 0.99), weight_decay=0.01)
 
     @torch.no_grad()
-    def step(self, share: float) -> None:
-        """One update at a share of the peak learning rate; clears the gradients.
+    def step(self, share: float, filters_share: float = 1.0) -> None:
+        """One update at a share of the peak learning rate, the filters at a share of that; clears the gradients.
 
         Gradients are summed over processes, not averaged: neither of the two rules looks at their scale.
         """
@@ -62,7 +62,7 @@ class Muon:
         add_up(updates)
         for weight, update in zip(self.filters, updates, strict=True):
             # Each layer keeps the norm that batch norm makes irrelevant: the rate is then relative, for all layers.
-            weight.mul_(weight.shape[0] ** 0.5 / weight.norm()).add_(update, alpha=-self.lr * share)
+            weight.mul_(weight.shape[0] ** 0.5 / weight.norm()).add_(update, alpha=-self.lr * share * filters_share)
             weight.grad = None
         for group in self.adam.param_groups:
             group["lr"] = self.lr * 0.05 * share

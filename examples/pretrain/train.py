@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -21,11 +22,11 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from batches import CELL, Batch, Batches, light_up
+from batches import CELL, GROUP, Batch, Batches, light_up
 from defects import KINDS
 from muon import Muon
 from pool import open_pool
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -64,15 +65,52 @@ class Student(nn.Module):
         self.trunk = Trunk()
         self.classify = nn.ModuleList(nn.Conv2d(width, classes, 1) for width in WIDTHS.values())
         self.detect = nn.ModuleList(nn.Conv2d(width, len(KINDS) + 1, 1) for width in WIDTHS.values())
+        self.sharpness, self.offset = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return class logits on the cells and defect logits at each stride, both a list over levels."""
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return class logits on the cells and defect logits at each stride, lists over levels, and the features.
+
+        The features (B, C, S/8, S/8) are all levels as the detector compares them.
+        """
         side = x.shape[-1] // CELL
         maps = [F.avg_pool2d(m, 3, 1, 1) for m in self.trunk(x)]
         cells = [F.adaptive_avg_pool2d(m, side) for m in maps]
         classes = [head(m).float() for head, m in zip(self.classify, cells, strict=True)]
         defects = [head(m).float() for head, m in zip(self.detect, maps, strict=True)]
-        return classes, defects
+        middle = maps[1].shape[-2:]
+        features = torch.cat(
+            [
+                LAYER1_GAIN * F.avg_pool2d(maps[0], 2),
+                maps[1],
+                F.interpolate(maps[2], middle, mode="bilinear", align_corners=False),
+            ],
+            1,
+        )
+        return classes, defects, features.float()
+
+    def match_loss(self, features: Tensor, where: Tensor) -> Tensor:
+        """Do what the detector will do: tell a place from its distance to the nearest good one in the group's others.
+
+        features (B, C, s, s), where (B, S, S) 0 = good; GROUP images in a row are a group. Distances are taken relative
+        to the group's good ones, on a logarithmic scale, so that no group's and no level's scale matters.
+        """
+        batch, channels, side, _ = features.shape
+        cell = where.shape[-1] // side
+        found = (where[:, None] > 0).float()
+        share, touched = F.avg_pool2d(found, cell), F.max_pool2d(F.max_pool2d(found, cell), 3, 1, 1)
+        bad, good = (share > 0.1).view(-1, GROUP * side * side), (touched == 0).view(-1, GROUP * side * side)
+        x = features.flatten(2).transpose(1, 2).reshape(batch // GROUP, GROUP * side * side, channels)
+        with torch.no_grad():
+            distances = x.square().sum(2)[:, None] - 2 * (x.bfloat16() @ x.bfloat16().mT).float()
+            image = torch.arange(GROUP, device=x.device).repeat_interleave(side * side)
+            distances.masked_fill_((image[:, None] == image) | ~good[:, None], math.inf)
+            nearest = distances.argmin(2)
+        squared = (x - torch.gather(x, 1, nearest[..., None].expand_as(x))).square().sum(2)
+        logs = 0.5 * torch.log(squared + 1e-4)
+        usual = (logs * good).sum(1, keepdim=True) / good.sum(1, keepdim=True).clamp_min(1)
+        logits = self.sharpness * (logs - usual) - self.offset
+        missed, alarms = F.softplus(-logits)[bad], F.softplus(logits)[good]
+        return missed.sum() / max(1, len(missed)) + alarms.sum() / max(1, len(alarms))
 
 
 def class_loss(logits: list[Tensor], target: Tensor) -> Tensor:
@@ -146,6 +184,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crops", type=int, nargs="+", default=[64, 96, 128], help="multiples of 16; one a batch")
     parser.add_argument("--class-weight", type=float, default=1.0, help="of the loss over classes; 0: without")
     parser.add_argument("--defect-weight", type=float, default=3.0, help="of the loss over defects; 0: without")
+    parser.add_argument("--match-weight", type=float, default=2.0, help="of the loss over distances; 0: without")
+    parser.add_argument("--init", type=Path, help="start from an exported trunk (.safetensors), with new heads")
     parser.add_argument("--lr", type=float, default=0.04, help="peak rate, relative to the weights' norm")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
@@ -161,13 +201,19 @@ def main() -> None:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if args.batch % (GROUP * world):
+        raise SystemExit(f"--batch must be a multiple of {GROUP * world}")
     torch.manual_seed(args.seed)
     pool = open_pool(args.pool, args.seed, args.classes, args.instances, 160, os.cpu_count() or 1)
     model = Student(args.classes).to(device, memory_format=torch.channels_last)
+    if args.init:
+        model.trunk.load_state_dict(load_file(args.init), strict=False)  # all but the batch counters
+        quieten_layer1(model.trunk, 1 / LAYER1_GAIN)
     average = copy.deepcopy(model.trunk).requires_grad_(False)
     optimizer = Muon(model, args.lr)
     mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+    shares = torch.tensor([args.class_weight, args.defect_weight, args.match_weight], device=device)
 
     first = 0
     checkpoint = args.out / "checkpoint.pt"
@@ -183,17 +229,21 @@ def main() -> None:
     loader = DataLoader(batches, None, sampler=range(first, args.steps), num_workers=args.workers, prefetch_factor=4)
     log = (args.out / "log.jsonl").open("a")
     started, seen = time.perf_counter(), 0
-    running = torch.zeros(2)
+    running = torch.zeros(3)
     batch: Batch
     for step, batch in enumerate(loader, first):
         images, classes, where = (part.to(device, non_blocking=True) for part in batch)
         x = (light_up(images, (args.seed * 1_000_000 + step) * world + rank) - mean) / std
         with torch.autocast(device.type, torch.bfloat16):
-            class_logits, defect_logits = model(x.contiguous(memory_format=torch.channels_last))
-        losses = class_loss(class_logits, classes), defect_loss(defect_logits, where)
-        loss = args.class_weight * losses[0] + args.defect_weight * losses[1]
+            class_logits, defect_logits, features = model(x.contiguous(memory_format=torch.channels_last))
+        losses = torch.stack(
+            [class_loss(class_logits, classes), defect_loss(defect_logits, where), model.match_loss(features, where)]
+        )
+        loss = losses @ shares
         loss.backward()
-        optimizer.step(learning_rate(step, args.steps, args.decay))
+        # New heads first learn to read a trunk that was trained before.
+        settled = min(1.0, step / 300) ** 2 if args.init else 1.0
+        optimizer.step(learning_rate(step, args.steps, args.decay), settled)
 
         blend = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
@@ -201,18 +251,18 @@ def main() -> None:
                 kept.lerp_(new, 1 - blend) if kept.is_floating_point() else kept.copy_(new)
 
         seen += args.batch
-        running += torch.stack(losses).detach().cpu()
+        running += losses.detach().cpu()
         done = step + 1
         if rank:
             continue
         if done % 50 == 0:
             rate = seen / (time.perf_counter() - started)
             left = (args.steps - done) * args.batch / rate / 60
-            c, d = (running / 50).tolist()
+            c, d, m = (running / 50).tolist()
             running.zero_()
-            print(f"step {done}/{args.steps}  class {c:.3f}  defect {d:.4f}  {rate:.0f} images/s  {left:.1f} min left",
+            print(f"step {done}/{args.steps}  class {c:.3f}  defect {d:.4f}  match {m:.4f}  {rate:.0f} images/s  {left:.1f} min left",
                   flush=True)  # fmt: skip
-            log.write(json.dumps({"step": done, "class": c, "defect": d, "rate": rate}) + "\n")
+            log.write(json.dumps({"step": done, "class": c, "defect": d, "match": m, "rate": rate}) + "\n")
             log.flush()
         if done % 200 == 0 or done == args.steps:
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
