@@ -92,7 +92,7 @@ def benchmark(
         and weights.get(each.backbone, each.weights_sha256) == each.weights_sha256
     ]
     results = replace(results, runs=tuple(current))
-    finished = {_key(each) for each in results.runs}
+    finished = {each.key for each in results.runs}
     wanted = [
         Job(
             category,
@@ -104,11 +104,8 @@ def benchmark(
         for seed in seeds
         for category in dataset.categories
     ]
-    pending = [
-        job
-        for job in wanted
-        if (job.config.backbone, job.config.seed, job.category.name) not in finished or not _is_kept(job)
-    ]
+    order = {job.key: place for place, job in enumerate(wanted)}
+    pending = [job for job in wanted if job.key not in finished or not all(path.exists() for path in job.outputs())]
     _write(out, results)
     done = len(wanted) - len(pending)
     progress(BenchmarkProgress(done, len(wanted), None, None))
@@ -119,8 +116,10 @@ def benchmark(
     with closing(_outcomes(pending, jobs, report)) as outcomes:
         for job, outcome in outcomes:
             if isinstance(outcome, Run):
-                others = (each for each in results.runs if _key(each) != _key(outcome))
-                results = replace(results, runs=(*others, replace(outcome, command=command)))
+                others = [each for each in results.runs if each.key != outcome.key]
+                runs = [*others, replace(outcome, command=command)]
+                runs.sort(key=lambda each: order.get(each.key, len(order)))  # as asked for, whichever ends first
+                results = replace(results, runs=tuple(runs))
             else:
                 results = replace(results, failures=(*results.failures, outcome))
                 notify(f"{_title(job)} failed: {outcome.error}")
@@ -164,16 +163,6 @@ def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], 
         Backbone(backbone, config.layers, weights.state_dict)
         digests[backbone] = weights.sha256
     return digests
-
-
-def _key(run: Run) -> tuple[str, int, str]:
-    return run.backbone, run.seed, run.category
-
-
-def _is_kept(job: Job) -> bool:
-    """Whether the model and maps that are asked for are there, from an earlier session."""
-    model = job.model is None or job.model.exists()
-    return model and (job.maps is None or (job.maps / job.category.name).is_dir())
 
 
 def _title(job: Job) -> str:

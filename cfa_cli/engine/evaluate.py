@@ -13,11 +13,11 @@ import torch
 
 from cfa_cli.engine.fit import fit
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
-from cfa_cli.engine.results import Run
+from cfa_cli.engine.results import Run, RunKey
 from cfa_cli.engine.scorer import load_scorer, score_sources
 from cfa_cli.errors import InputError
 from cfa_cli.files.bundle import save_bundle
-from cfa_cli.files.datasets import Category, read_mask
+from cfa_cli.files.datasets import Category, TestImage, read_mask
 from cfa_cli.files.outputs import write_picture
 from cfa_cli.files.overlays import resize_map
 from cfa_cli.records import Bundle, FitConfig, Progress, ProgressCallback, Source
@@ -33,6 +33,16 @@ class Job:
     config: FitConfig
     model: Path | None = None  # where to keep the model
     maps: Path | None = None  # the folder to keep the score maps in
+
+    @property
+    def key(self) -> RunKey:
+        """What tells its run from the others of a benchmark."""
+        return self.config.backbone, self.config.seed, self.category.name
+
+    def outputs(self) -> list[Path]:
+        """The files that the job keeps."""
+        maps = [] if self.maps is None else [_map_path(self.maps, self.category, each) for each in self.category.test]
+        return maps if self.model is None else [self.model, *maps]
 
 
 def run(job: Job, progress: ProgressCallback = lambda step: None) -> Run:
@@ -89,6 +99,11 @@ def data_digest(category: Category) -> str:
     return digest.hexdigest()
 
 
+def _map_path(maps: Path, category: Category, image: TestImage) -> Path:
+    """Where MVTec's evaluator looks for a test image's map."""
+    return maps / category.name / "test" / image.kind / f"{image.path.stem}.tiff"
+
+
 def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[float], CurveMetrics, float]:
     """Image scores in the order of the test images, the pixel metrics, and the mean milliseconds an image."""
     test, pixels = job.category.test, PixelMetrics()
@@ -100,21 +115,20 @@ def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[f
     predictions = score_sources(scorer, sources, bundle.calibration.threshold, keep_images=True)
     for number, (image, prediction) in enumerate(zip(test, predictions, strict=True), start=1):
         if prediction.score is None or prediction.map is None or prediction.image is None:
-            raise InputError(f"A test image cannot be read: {prediction.error}")
+            raise InputError(f"A test image cannot be read: {prediction.error}", "Copy the data set again.")
         scores.append(prediction.score)
         times.append(prediction.milliseconds or 0.0)
         size = prediction.image.shape[:2]
         if job.maps is not None:
-            write_picture(
-                job.maps / job.category.name / "test" / image.kind / f"{image.path.stem}.tiff",
-                resize_map(prediction.map, bundle.geometry, size),
-            )
+            path = _map_path(job.maps, job.category, image)
+            write_picture(path, resize_map(prediction.map, bundle.geometry, size))
         if has_masks:
             mask = read_mask(image.mask) if image.mask is not None else np.zeros(size, np.uint8)
             if abs(mask.shape[0] * size[1] / (mask.shape[1] * size[0]) - 1) > _ASPECT_TOLERANCE:
                 raise InputError(
                     f"The mask {image.mask} ({mask.shape[1]} x {mask.shape[0]} px) does not fit its image "
-                    f"({size[1]} x {size[0]} px)."
+                    f"({size[1]} x {size[0]} px).",
+                    "Copy the data set again.",
                 )
             pixels.update(resize_map(prediction.map, bundle.geometry, mask.shape), mask)
         progress(Progress("testing", number, len(test)))

@@ -22,6 +22,7 @@ METRICS = {  # in the order of the field's tables
     "aupro": "AUPRO",
     "pixel_f1max": "pixel F1-max",
 }
+RunKey = tuple[str, int, str]  # backbone, seed, category
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Run:
     data_sha256: str  # of the category's file names and sizes
     warnings: tuple[str, ...]
     command: str = ""  # that repeats it
+
+    @property
+    def key(self) -> RunKey:
+        """What tells it from the other runs of a benchmark."""
+        return self.backbone, self.seed, self.category
 
 
 @dataclass(frozen=True)

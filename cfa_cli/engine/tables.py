@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,9 +10,15 @@ from statistics import fmean
 from typing import Any
 
 from cfa_cli.engine.results import METRICS, Figure, Results, average, figure
+from cfa_cli.records import PRESETS, FitConfig
 
 MVTEC = "MVTec AD"  # the one data set that CFA's published figures are of
 _EMPTY = "-"
+_RECIPE = [  # the options that decide what is trained; the size, the weights and the backbone are named anyway
+    field.name
+    for field in dataclasses.fields(FitConfig)
+    if field.name not in ("backbone", "weights", "size", "max_fpr", "seed", "device", "precision")
+]
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,16 @@ def markdown(results: Results) -> str:
 
 
 def _overview(results: Results, backbone: str) -> Table:
-    """The five metrics, what the calibrated threshold does, and what it costs."""
-    columns = {**METRICS, "fpr": "FPR@t", "f1": "F1@t", "fit_seconds": "fit, s", "milliseconds": "ms/image"}
-    memory = [run.peak_memory_mb for run in results.runs if run.backbone == backbone and run.peak_memory_mb]
-    seeds = {run.seed for run in results.runs if run.backbone == backbone}
-    notes = ["@t: at the calibrated threshold, which comes from good training images alone."]
+    """The five metrics, what the calibrated threshold does, and what the run costs."""
+    columns = {**METRICS, "fpr": "FPR @t", "recall": "recall @t", "f1": "F1 @t"}
+    columns |= {"fit_seconds": "fit, s", "milliseconds": "ms/image"}
+    runs = [run for run in results.runs if run.backbone == backbone]
+    memory = [run.peak_memory_mb for run in runs if run.peak_memory_mb]
+    seeds = {run.seed for run in runs}
+    notes = [
+        f"Recipe: {_recipe(results)}.",
+        "@t: at the calibrated threshold, which comes from good training images alone.",
+    ]
     if len(seeds) > 1:
         notes.append(f"Means ± standard deviations over {len(seeds)} seeds.")
     if memory:
@@ -89,11 +101,20 @@ def _overview(results: Results, backbone: str) -> Table:
     return _table(f"{backbone} ({_weights(results, backbone)})", results, backbone, columns, tuple(notes))
 
 
+def _recipe(results: Results) -> str:
+    """The input's size, and where the runs differ from the recipe that the published figures come from."""
+    paper = PRESETS["paper"]
+    pairs = [(name, getattr(results.config, name), getattr(paper, name)) for name in _RECIPE]
+    different = [f"{name} {ours} (not {theirs})" for name, ours, theirs in pairs if ours != theirs]
+    sizes = " and ".join(f"{width} x {height} px" for height, width in sorted({run.input_size for run in results.runs}))
+    return f"{sizes}, --preset paper{' but for ' if different else ''}{', '.join(different)}"
+
+
 def _threshold_report(results: Results, backbone: str) -> Table:
     columns = {"threshold": "threshold", "fpr": "FPR", "recall": "recall", "f1": "F1", "image_f1max": "F1-max"}
     note = (
-        f"The threshold is set on held-out good images, so that it flags at most {results.config.max_fpr:.0%} of good "
-        "ones. F1-max is what the best threshold would give, chosen on the test images."
+        f"The threshold is set on held-out good images, so that it flags at most {100 * results.config.max_fpr:g}% of "
+        "good ones. F1-max is what the best threshold would give, chosen on the test images."
     )
     return _table(f"{backbone}: the calibrated threshold on the test images", results, backbone, columns, (note,))
 
@@ -126,6 +147,8 @@ def _comparison(results: Results, metric: str) -> Table:
                 header += [published.heading, "difference"]
                 columns += _beside(ours, theirs)
                 notes.append(published.note)
+    if notes:
+        notes.append(f"Ours: {_recipe(results)}.")
     body = zip([*results.categories, "average"], *columns, strict=True)
     return Table(METRICS[metric], tuple(header), tuple(body), tuple(dict.fromkeys(notes)))
 

@@ -60,19 +60,16 @@ class Dataset:
     categories: tuple[Category, ...]
 
 
-Counts = tuple[int, int, int]  # train, test good, test anomalous
-
-
 @dataclass(frozen=True)
 class _Known:
     """What is public about a data set."""
 
     title: str
-    where: str
+    where: str  # it is obtained
     licence: str
     archive: tuple[str, ...]  # folders that its archives unpack to
-    counts: dict[str, Counts]
-    read: Callable[[Path, Sequence[str]], Iterator[Category]]
+    counts: dict[str, tuple[int, int, int]]  # images of each category: train, test good, test anomalous
+    read: Callable[[Path, Sequence[str]], Iterator[Category]]  # the categories of these names under a folder
 
 
 def open_dataset(name: str, root: Path | None = None, categories: Sequence[str] = ()) -> Dataset:
@@ -94,7 +91,7 @@ def open_dataset(name: str, root: Path | None = None, categories: Sequence[str] 
             f"Obtain it from {known.where} (licence: {known.licence}), and name its folder with --data-root.",
         )
     read = {category.name: category for category in known.read(found[0], chosen)}
-    _require_complete(known, found[0], [read[each] for each in chosen], name)
+    _require_complete(known, found[0], [read[each] for each in chosen])
     return Dataset(known.title, found[0], tuple(read[each] for each in chosen))
 
 
@@ -121,20 +118,24 @@ def _open_folder(folder: Path, root: Path | None, categories: Sequence[str]) -> 
         hint = f"Did you mean {near[0]}?" if near else f"Give {', '.join(KNOWN)}, or a folder in MVTec's layout."
         raise UsageError(f"{folder} is neither a known data set nor a folder.", hint)
     resolved = folder.resolve()
-    names: tuple[str, ...]
     if (folder / "train").is_dir():
-        names, parent = (resolved.name,), resolved.parent
+        names, parent = [resolved.name], resolved.parent
     else:
-        names, parent = tuple(sorted(each.parent.name for each in folder.glob("*/train") if each.is_dir())), folder
+        parts = chain(folder.glob("*/train"), folder.glob("*/test"))  # a category without either is incomplete
+        names, parent = sorted({part.parent.name for part in parts if part.is_dir()}), folder
     if not names:
         raise InputError(
             f"{folder} is not in MVTec's layout: neither it nor a folder in it has train/good.",
             "The layout: CATEGORY/train/good, CATEGORY/test/good, CATEGORY/test/KIND, CATEGORY/ground_truth/KIND.",
         )
-    chosen = _choose(names, categories, str(folder))
+    chosen = _choose(tuple(names), categories, str(folder))
     read = list(_read_folders(parent, chosen))
-    gaps = [_gaps(each, parent, (parent / each.name / "ground_truth").is_dir()) for each in read]
-    _report(f"{folder} is not complete", list(chain.from_iterable(gaps)), "")
+    gaps: list[str] = []
+    for category in read:
+        gaps += _image_gaps(category, parent / category.name)
+        if (parent / category.name / "ground_truth").is_dir():
+            gaps += _mask_gaps(category)
+    _require_none(gaps, f"{folder} is not complete", "Add what is missing, or choose complete categories: --category.")
     return Dataset(f"{resolved.name}/", folder, tuple(read))
 
 
@@ -147,51 +148,55 @@ def _choose(names: tuple[str, ...], wanted: Sequence[str], title: str) -> tuple[
     return tuple(name for name in names if name in wanted) if wanted else names
 
 
-def _require_complete(known: _Known, root: Path, categories: Sequence[Category], name: str) -> None:
+def _require_complete(known: _Known, root: Path, categories: Sequence[Category]) -> None:
     problems: list[str] = []
-    for category in categories:
-        if not (root / category.name).is_dir():
-            problems.append(f"the category {category.name} is missing")
-            continue
+    there = [category for category in categories if (root / category.name).is_dir()]
+    missing = [f"{each.name} ({sum(known.counts[each.name])} images)" for each in categories if each not in there]
+    if missing:
+        problems.append(f"no folder {', '.join(missing)}")
+    for category in there:
         bad = sum(image.anomalous for image in category.test)
         found = len(category.train), len(category.test) - bad, bad
         kinds = "training images", "good test images", "anomalous test images"
-        different = [
-            f"{category.name} has {have} of {want} {kind}"
+        problems += [
+            f"{category.name} has {have} {kind}, not {want}"
             for have, want, kind in zip(found, known.counts[category.name], kinds, strict=True)
             if have != want
         ]
-        problems += different or _gaps(category, root, needs_masks=True)
-    where = f"{known.title} in {root.absolute()} is not complete"
+        problems += _mask_gaps(category)
     hint = f"Obtain it again from {known.where}, or choose complete categories with --category."
     if known.read is _read_folders:
         hint += f" To measure on what is there: cfa benchmark {shlex.quote(str(root.absolute()))}"
-    _report(where, problems, hint)
+    _require_none(problems, f"{known.title} in {root.absolute()} is not complete", hint)
 
 
-def _gaps(category: Category, root: Path, needs_masks: bool) -> list[str]:
-    """What a category lacks that cannot be done without."""
-    bad = [image for image in category.test if image.anomalous]
-    folder = root / category.name
-    gaps = [
-        f"{category.name} has {lack} ({folder / where})"
-        for there, lack, where in [
-            (len(category.train) > 1, "fewer than 2 training images", "train/good"),
-            (len(category.test) > len(bad), "no good test images", "test/good"),
-            (bool(bad), "no anomalous test images", "test/KIND"),
+def _image_gaps(category: Category, folder: Path) -> list[str]:
+    """Which images a category lacks that cannot be done without."""
+    bad = sum(image.anomalous for image in category.test)
+    return [
+        f"{category.name} has {found} {kind} in {folder / where}, and needs {needed}"
+        for found, needed, kind, where in [
+            (len(category.train), 2, "training images", "train/good"),
+            (len(category.test) - bad, 1, "good test images", "test/good"),
+            (bad, 1, "anomalous test images", "test/KIND"),
         ]
-        if not there
+        if found < needed
     ]
+
+
+def _mask_gaps(category: Category) -> list[str]:
+    """How many masks a category lacks, if any."""
+    bad = [image for image in category.test if image.anomalous]
     lacking = [image.path for image in bad if image.mask is None]
-    if lacking and needs_masks:
-        gaps.append(f"{category.name} has {len(bad) - len(lacking)} of {len(bad)} masks (none for {lacking[0]})")
-    return gaps
+    text = f"{category.name} has {len(bad) - len(lacking)} of {len(bad)} masks"
+    return [f"{text} (none for {lacking[0]})"] if lacking else []
 
 
-def _report(where: str, problems: Sequence[str], hint: str) -> None:
+def _require_none(problems: Sequence[str], where: str, hint: str) -> None:
+    """Raise InputError with the first of the problems, if there is one."""
     if problems:
         more = f"; and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
-        raise InputError(f"{where}: {'; '.join(problems[:_MOST])}{more}.", hint or None)
+        raise InputError(f"{where}: {'; '.join(problems[:_MOST])}{more}.", hint)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -227,7 +232,10 @@ def _read_visa(root: Path, names: Sequence[str]) -> Iterator[Category]:
             rows = list(csv.DictReader(file))
         listed = [(r["object"], r["split"], r["label"], root / r["image"], r["mask"] or "") for r in rows]
     except FileNotFoundError as error:
-        raise InputError(f"VisA's split file is missing: {table}.", f"Obtain it from {KNOWN['visa'].where}.") from error
+        raise InputError(
+            f"VisA's split file is missing: {table}.",
+            f"Obtain it from {KNOWN['visa'].where}. A copy in MVTec's layout: cfa benchmark {shlex.quote(str(root))}",
+        ) from error
     except (OSError, KeyError, UnicodeDecodeError, TypeError) as error:
         raise InputError(
             f"VisA's split file {table} cannot be read.", "Its columns: object,split,label,image,mask."
@@ -245,6 +253,8 @@ def _read_visa(root: Path, names: Sequence[str]) -> Iterator[Category]:
         yield Category(name, tuple(sorted(image for split, _, image, _ in mine if split == "train")), tuple(test))
 
 
+# Counts: MVTec AD's are the tables of its paper, VisA's its split file 1cls.csv, MPDD's the files of its archive, and
+# BTAD's the files of its archive too, whose readme gives 02 and 03 the other way round.
 KNOWN = {
     "mvtec": _Known(
         "MVTec AD",
@@ -294,7 +304,7 @@ KNOWN = {
     "btad": _Known(
         "BTAD",
         "https://avires.dimi.uniud.it/papers/btad/btad.zip",
-        "CC BY-SA 4.0",
+        "CC BY-SA",
         ("BTech_Dataset_transformed", "BTAD"),
         {"01": (400, 21, 49), "02": (399, 30, 200), "03": (1000, 400, 41)},
         _read_btad,

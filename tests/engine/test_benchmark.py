@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from cfa_cli.engine.tables import markdown, remarks, tables
 from cfa_cli.errors import InputError, UsageError, WeightsError
 from cfa_cli.files.bundle import load_bundle
 from cfa_cli.files.datasets import open_dataset
-from cfa_cli.records import FitConfig
+from cfa_cli.records import PRESETS, FitConfig
 from tests.engine.trees import make_tree
 
 CONFIG = FitConfig(weights="embedded", size=(64, 64), epochs=1)
@@ -108,6 +109,10 @@ def test_what_is_finished_is_not_run_again(finished, tmp_path, monkeypatch):
     assert some.runs == results.runs  # what others asked for stays
     lacking = benchmark(open_dataset(str(root), None, ["bolt"]), CONFIG, out=tmp_path, seeds=[4], save_models=True)
     assert "it ran again" in lacking.failures[0].error  # its model was not kept
+    shutil.copytree(out / "maps", tmp_path / "maps")
+    (tmp_path / "maps/resnet18-seed4/nut/test/spot/001.tiff").unlink()
+    lacking = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3, 4], save_maps=True)
+    assert [(failure.category, failure.seed) for failure in lacking.failures] == [("nut", 4)]
     with pytest.raises(InputError, match=r"epochs 1, not 2"):
         benchmark(open_dataset(str(root)), replace(CONFIG, epochs=2), out=tmp_path)
     (tmp_path / "results.json").write_text("[]")
@@ -169,6 +174,7 @@ def test_processes_give_the_same_figures_and_one_that_dies_is_a_failure(finished
     assert "ended from outside" in broken.failures[0].error
     whole = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3], jobs=2)
     assert whole.failures == ()
+    assert [run.category for run in whole.runs] == ["bolt", "nut"]  # whichever ends first
     for ours in whole.runs:
         (theirs,) = [r for r in results.runs if (r.category, r.seed) == (ours.category, 3)]
         assert ours.pixel_auroc == pytest.approx(theirs.pixel_auroc, abs=1e-3)
@@ -209,6 +215,8 @@ def test_published_figures_stand_beside_ours():
     results = results_of(*bottles, published_run("screw", seed=0))
     overview, comparison, *_ = tables(results)
     assert overview.rows[0][:2] == ("bottle", "0.990±0.014")
+    assert overview.header[6:9] == ("FPR @t", "recall @t", "F1 @t")
+    assert overview.rows[1][6:9] == ("0.000", "1.000", "0.900")
     assert comparison.header == ("category", "resnet18", "anomalib", "difference")
     assert comparison.rows == (
         ("bottle", "0.990±0.014", "0.991", "-0.001"),
@@ -217,6 +225,16 @@ def test_published_figures_stand_beside_ours():
     )
     assert "its validation set is the test set" in comparison.notes[0]
     assert remarks(results) == []
+
+
+def test_what_differs_from_the_published_recipe_is_said():
+    paper = replace(results_of(published_run("bottle")), config=PRESETS["paper"])
+    assert tables(paper)[0].notes[0] == "Recipe: 224 x 224 px, --preset paper."
+    shorter = replace(paper, config=replace(PRESETS["paper"], epochs=2, gamma_d=4))
+    difference = "224 x 224 px, --preset paper but for gamma_d 4 (not 1), epochs 2 (not 30)."
+    overview, comparison, *_ = tables(shorter)
+    assert overview.notes[0] == f"Recipe: {difference}"
+    assert comparison.notes[-1] == f"Ours: {difference}"
 
 
 def test_the_authors_figures_are_marked_as_chosen_on_the_test_set():

@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_curve, roc_auc_score
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, ThresholdMetrics, image_metrics, threshold_metrics
 from cfa_cli.errors import InputError
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())["cases"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
 
 
 def measure(maps, masks) -> CurveMetrics:
@@ -59,8 +59,15 @@ def slow(maps, masks, limit: float = 0.3) -> tuple[float, float, float]:
     return float(auroc), best, area / limit
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=[case["case"] for case in GOLDEN])
-def test_the_public_libraries_figures(case):
+@pytest.mark.parametrize("case", GOLDEN["image_cases"], ids=lambda case: case["case"])
+def test_the_public_libraries_figures_of_images(case):
+    result, expected = image_metrics(np.array(case["scores_times_256"]) / 256, case["labels"]), case["expected"]
+    assert result.auroc == pytest.approx(expected["auroc"], abs=1e-6)
+    assert result.f1_max == pytest.approx(expected["f1_max"], abs=1e-6)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["case"])
+def test_the_public_libraries_figures_of_pixels(case):
     maps = [np.array(scores) / 256 for scores in case["scores_times_256"]]
     masks = [np.array([list(map(int, row)) for row in mask]) for mask in case["masks"]]
     result, expected = measure(maps, masks), case["expected"]
@@ -70,7 +77,7 @@ def test_the_public_libraries_figures(case):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("kind", ["distinct", "ties", "many regions", "spread", "non-square"])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "many regions", "spread", "non-square", "infinite", "all defect"])
 def test_the_slow_version(kind, seed):
     rng = np.random.default_rng(seed)
     shape = (7, 29) if kind == "non-square" else (14, 13)
@@ -78,9 +85,13 @@ def test_the_slow_version(kind, seed):
     if kind != "many regions":
         masks = [np.zeros(shape, np.uint8) for _ in range(3)]
         masks[1][2:5, 3:9] = masks[2][1:3, 1:3] = masks[2][4:7, 8:12] = 255
+    if kind == "all defect":
+        masks[1][:] = 1
     maps = [(rng.normal(size=shape) + (mask != 0)).astype(np.float32) for mask in masks]
     if kind == "ties":
         maps = [np.round(score_map) for score_map in maps]
+    elif kind == "infinite":
+        maps = [np.where(np.abs(m) > 1.5, np.float32(np.inf) * np.sign(m), m) for m in maps]
     elif kind == "spread":  # every power of two that float32 has, both signs, and both zeros
         maps = [np.float32(np.sign(m) * 2.0 ** rng.integers(-140, 120, size=shape)) * (m > -1) for m in maps]
     auroc, f1_max, aupro = slow(maps, masks)
@@ -165,6 +176,15 @@ def test_images_by_hand():
     assert image_metrics([3, 4, 3, 1], [True, True, False, False]) == CurveMetrics(
         auroc=3.5 / 4, f1_max=0.8, aupro=None
     )
+
+
+def test_images_of_one_kind_alone_and_infinite_scores():
+    assert image_metrics([], []) == image_metrics([1, 2], [False, False]) == CurveMetrics(None, None, None)
+    assert image_metrics([1, 2], [True, True]) == CurveMetrics(auroc=None, f1_max=1.0, aupro=None)
+    infinite = [-np.inf, np.inf, 3, np.inf]  # one good image of two ties with the one that is found first
+    assert image_metrics(infinite, [False, False, True, True]).auroc == (0.5 + 1 + 0 + 1) / 4
+    with pytest.raises(InputError, match="1 image scores for 2 labels"):
+        image_metrics([1.0], [False, True])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -61,11 +61,15 @@ def test_an_incomplete_mvtec_is_named_precisely(tmp_path):
     with pytest.raises(InputError) as caught:
         open_dataset("mvtec", tmp_path, ["wood", "toothbrush", "zipper"])
     text = caught.value.message
-    assert "toothbrush has 59 of 60 training images" in text
+    assert "toothbrush has 59 training images, not 60" in text
     assert f"wood has 59 of 60 masks (none for {tmp_path / 'wood/test/crack/000.png'})" in text
-    assert "the category zipper is missing" in text
+    assert "no folder zipper (391 images)" in text
     assert "test images" not in text
-    with pytest.raises(InputError, match=r"bottle is missing; .*; and 1. more\."):
+    (tmp_path / "toothbrush/ground_truth/hole/001_mask.png").unlink()
+    touch(*(tmp_path / f"toothbrush/train/good/more{i}.png" for i in range(2)))
+    with pytest.raises(
+        InputError, match=r"no folder bottle \(292 images\), .*; toothbrush has 61 training images, not 60"
+    ):
         open_dataset("mvtec", tmp_path)
 
 
@@ -108,7 +112,7 @@ def test_visa_goes_by_its_split_file(tmp_path):
     assert counts(dataset) == {"fryum": (450, 50, 100)}
     assert dataset.categories[0].has_masks
     (tmp_path / "fryum/Data/Images/Normal/train007.JPG").unlink()
-    with pytest.raises(InputError, match="fryum has 449 of 450 training images"):
+    with pytest.raises(InputError, match="fryum has 449 training images, not 450"):
         open_dataset("visa", tmp_path, ["fryum"])
 
 
@@ -141,8 +145,16 @@ def test_a_folder_that_lacks_a_part(tmp_path, lacking):
     folder = mvtec_tree(tmp_path, "bolt", 3, 1, 2, kinds=("KIND",))
     for path in (folder / lacking).iterdir():
         path.unlink()
-    with pytest.raises(InputError, match=f"bolt has (no|fewer than 2) .*{lacking}"):
+    with pytest.raises(InputError, match=f"bolt has 0 .*{lacking}, and needs [12]"):
         open_dataset(str(tmp_path))
+
+
+def test_a_category_without_training_images_is_not_passed_over(tmp_path):
+    mvtec_tree(tmp_path, "bolt", 3, 1, 2)
+    mvtec_tree(tmp_path, "nut", 0, 1, 2)
+    with pytest.raises(InputError, match=r"nut has 0 training images in .*nut/train/good, and needs 2\.$"):
+        open_dataset(str(tmp_path))
+    assert counts(open_dataset(str(tmp_path), None, ["bolt"])) == {"bolt": (3, 1, 2)}
 
 
 def test_names_that_are_nothing(tmp_path):
