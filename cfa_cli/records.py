@@ -22,13 +22,15 @@ class FitConfig:
     backbone: str = "resnet18"
     layers: tuple[str, ...] | None = None  # strides ("8") or timm module names ("layer2"); None: strides 4, 8, 16
     weights: str = "auto"  # auto | imagenet | embedded | a file
-    size: tuple[int, int] | None = (224, 224)  # (height, width) in px; None: the training images' aspect, 224² px
+    size: tuple[int, int] | None = None  # (height, width) in px; None: the training images' aspect, 224² px
     crop: tuple[int, int] | None = None  # centre crop after the resize, (height, width) in px
-    bank: BankKind = "mean"
+    bank: BankKind = "kmeans"
     gamma_c: int = 1  # the bank is compressed to (h*w) / gamma_c centroids
     gamma_d: int = 1  # the descriptor has C / gamma_d channels
-    neighbours: int = 3  # K = J of the paper
-    epochs: int = 30
+    neighbours: int = 3  # K = J of the paper's loss
+    score_neighbours: int = 1  # K of the paper's score; 1: the nearest distance itself
+    relative: bool = True  # scores are divided by what is usual for held-out good images at their place
+    epochs: int = 1
     batch_size: int = 4
     lr: float = 1e-3
     weight_decay: float = 5e-4
@@ -40,7 +42,10 @@ class FitConfig:
     precision: Precision = "auto"
 
 
-PRESETS = {"default": FitConfig(), "paper": FitConfig()}
+PRESETS = {
+    "default": FitConfig(),
+    "paper": FitConfig(size=(224, 224), bank="mean", score_neighbours=3, relative=False, epochs=30),
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Bundle:
     """A trained model: all that `predict` needs.
 
     Tensors (float32 unless said): `descriptor.weight (D, C+2, 1, 1)`, `descriptor.bias (D,)`, `bank (M, D)`,
-    `radius ()`, and `backbone.*`.
+    `radius ()`, `usual (h, w)`, by which positions' scores are divided (1 on average), and `backbone.*`.
     """
 
     config: FitConfig

@@ -17,21 +17,22 @@ import torch
 from torch import Tensor
 
 from cfa_cli import __version__
+from cfa_cli.engine.bank import build_bank, score_positions, usual_for_each
 from cfa_cli.engine.calibrate import calibrate, check_max_fpr
 from cfa_cli.engine.features import FeatureStore
 from cfa_cli.engine.reading import read_ahead
-from cfa_cli.engine.scorer import BATCH_SIZE, NetworkScorer, score_sources
+from cfa_cli.engine.scorer import BATCH_SIZE
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.errors import ImageError, InputError, UsageError
 from cfa_cli.files.images import read_image
 from cfa_cli.files.inputs import find_good_images
 from cfa_cli.files.weights import load_weights
 from cfa_cli.model.backbone import Backbone, check_backbone_name
-from cfa_cli.model.bank import compress, ema_bank, kmeans_bank, mean_bank
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device
-from cfa_cli.model.network import Network, extract_levels
+from cfa_cli.model.network import extract_levels
 from cfa_cli.model.preprocess import to_input
+from cfa_cli.model.scoremap import ScoreMap
 from cfa_cli.records import (
     BackboneInfo,
     Bundle,
@@ -91,10 +92,11 @@ def fit(
 
     sources = [Source(path, path.name) for path in paths]
     shapes = _level_shapes(backbone, geometry, device)
-    centroids = shapes[0][1] * shapes[0][2] // config.gamma_c
-    if centroids < 2 * config.neighbours:
+    grid = shapes[0][1], shapes[0][2]
+    centroids = grid[0] * grid[1] // config.gamma_c
+    if centroids < (needed := max(2 * config.neighbours, config.score_neighbours)):
         raise UsageError(
-            f"The memory bank would have {centroids} centroids; the loss needs at least {2 * config.neighbours}.",
+            f"The memory bank would have {centroids} centroids; at least {needed} are needed.",
             "Choose a larger --size or a smaller --gamma-c.",
         )
     with FeatureStore(shapes, len(paths)) as store:
@@ -110,36 +112,31 @@ def fit(
             descriptor = Descriptor(
                 backbone.channels, descriptor_channels(config.backbone, backbone.channels, config.gamma_d)
             ).to(device)
-        bank = _build_bank(store, train, descriptor, config, device, progress)
+        bank = build_bank(store, train, descriptor, config, progress)
 
         def on_batch(epoch: int, done: int, loss: float) -> None:
             total, position = config.epochs * len(train), (epoch - 1) * len(train) + done
             progress(Progress("training", position, total, loss=loss, epoch=epoch, epochs=config.epochs))
 
         losses, radius = train_descriptor(store, train, descriptor, bank, config, on_batch)
+        descriptor.requires_grad_(False)
+        positions = score_positions(store, holdout, descriptor, bank, config, progress)
 
-    grid = shapes[0][1], shapes[0][2]
-    descriptor.requires_grad_(False)
-    network = Network(backbone, descriptor, bank, grid, geometry.input_size, config.neighbours, config.sigma)
-    scorer = NetworkScorer(network, geometry, str(device), config.precision)
-    scores, maps = [], []
-    for number, result in enumerate(score_sources(scorer, [usable[i] for i in holdout], threshold=1.0), start=1):
-        progress(Progress("calibrating", number, len(holdout)))
-        if result.score is not None and result.map is not None:
-            scores.append(result.score)
-            maps.append(result.map)
-    if not scores:
-        raise InputError("The held-out images disappeared while the model was trained.", "Run the command again.")
+    usual, *usual_of_others = usual_for_each(positions, config.relative)
+    score_map = ScoreMap(grid, geometry.input_size, config.sigma).to(device)
+    maps = [score_map(own / others).cpu().numpy() for own, others in zip(positions, usual_of_others, strict=True)]
+    scores = [float(each.max()) for each in maps]
+    if not all(map(math.isfinite, (*losses, *scores))) or not bool(descriptor.weight.isfinite().all()):
+        raise UsageError(
+            f"The training diverged with --lr {config.lr:g}.", "Choose a smaller --lr; the paper's is 0.001."
+        )
     tensors |= {
         "descriptor.weight": descriptor.weight.cpu().numpy(),
         "descriptor.bias": descriptor.bias.cpu().numpy(),
         "bank": bank.cpu().numpy(),
         "radius": radius.cpu().numpy(),
+        "usual": usual.cpu().numpy(),
     }
-    if not all(map(math.isfinite, (*losses, *scores))) or not np.isfinite(tensors["descriptor.weight"]).all():
-        raise UsageError(
-            f"The training diverged with --lr {config.lr:g}.", "Choose a smaller --lr; the paper's is 0.001."
-        )
     bundle = Bundle(
         config=config,
         geometry=geometry,
@@ -169,6 +166,7 @@ def check_config(config: FitConfig) -> None:
         (config.batch_size, 1, "--batch-size"),
         (config.epochs, 0, "--epochs"),
         (config.neighbours, 1, "neighbours"),
+        (config.score_neighbours, 1, "score_neighbours"),
     ]:
         if value < least:
             raise UsageError(f"{option} {value} is too small.", f"The smallest is {least}.")
@@ -248,29 +246,6 @@ def _read_features(
         progress(Progress("reading", number, len(sources)))
     flush()
     return usable, skipped
-
-
-def _build_bank(
-    store: FeatureStore,
-    images: Sequence[int],
-    descriptor: Descriptor,
-    config: FitConfig,
-    device: torch.device,
-    progress: ProgressCallback,
-) -> Tensor:
-    """Build the bank from the initial descriptor's output, image by image."""
-
-    def described() -> Iterator[Tensor]:
-        for number, image in enumerate(images, start=1):
-            yield descriptor(store.levels([image], device)).flatten(0, 2)
-            progress(Progress("building the bank", number, len(images)))
-
-    with torch.no_grad():
-        if config.bank == "kmeans":
-            positions = store.shapes[0][1] * store.shapes[0][2]
-            return kmeans_bank(described, len(images), positions // config.gamma_c, config.seed)
-        bank = mean_bank(described()) if config.bank == "mean" else ema_bank(described())
-        return compress(bank, config.gamma_c, config.seed)
 
 
 def _provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> Provenance:

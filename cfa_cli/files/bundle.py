@@ -159,7 +159,7 @@ def _check_types(path: Path, file: Any) -> None:
 
 
 def _check_tensors(path: Path, bundle: Bundle) -> None:
-    for name in ("descriptor.weight", "descriptor.bias", "bank", "radius"):
+    for name in ("descriptor.weight", "descriptor.bias", "bank", "radius", "usual"):
         if name not in bundle.tensors:
             raise _damaged(path, f"tensor {name} is missing")
     shapes = {name: tensor.shape for name, tensor in bundle.tensors.items()}
@@ -172,8 +172,13 @@ def _check_tensors(path: Path, bundle: Bundle) -> None:
         raise _damaged(path, f"bank has shape {bank}, expected (M, {weight[0]})")
     if shapes["radius"] != ():
         raise _damaged(path, f"radius has shape {shapes['radius']}, expected a single number")
-    if bundle.config.neighbours > bank[0]:
-        raise _damaged(path, f"it has {bank[0]} centroids, fewer than its {bundle.config.neighbours} neighbours")
+    if shapes["usual"] != bundle.grid:
+        raise _damaged(path, f"usual has shape {shapes['usual']}, expected {bundle.grid}")
+    if not (bundle.tensors["usual"] > 0).all():
+        raise _damaged(path, "tensor usual holds values that are not positive")
+    neighbours = bundle.config.score_neighbours
+    if neighbours > bank[0]:
+        raise _damaged(path, f"it has {bank[0]} centroids, fewer than its {neighbours} neighbours")
     for name, tensor in bundle.tensors.items():
         if not np.isfinite(tensor).all():
             raise _damaged(path, f"tensor {name} holds NaN or infinity")
@@ -192,7 +197,7 @@ def _check_values(path: Path, bundle: Bundle) -> None:
         raise _damaged(path, "its threshold is not positive")
     if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
         raise _damaged(path, "its calibration is incomplete")
-    if bundle.config.neighbours < 1 or not 0 <= bundle.config.sigma <= max(bundle.geometry.input_size):
+    if bundle.config.score_neighbours < 1 or not 0 <= bundle.config.sigma <= max(bundle.geometry.input_size):
         raise _damaged(path, "its configuration is out of range")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from cfa_cli.model.search import NeighbourSearch
 
 EMA_RATE = 0.1
 KMEANS_ITERATIONS = 3
+KMEANS_POINTS = 32  # a cluster and iteration: more move the centroids very little
 
 
 def mean_bank(descriptors: Iterable[Tensor]) -> Tensor:
@@ -47,22 +48,24 @@ def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:
 
 
 def kmeans_bank(descriptors: Callable[[], Iterable[Tensor]], images: int, clusters: int, seed: int) -> Tensor:
-    """Cluster all images' descriptors by Lloyd's K-means, image by image, so that memory does not grow with them.
+    """Cluster all images' descriptors by K-means, image by image, so that memory does not grow with them.
 
     `descriptors()` gives (h*w, D) an image, the same on each call. Starts from descriptors drawn evenly over the
-    `images`; a few iterations do, and a cluster that nothing is nearest to stays where it is. Returns (clusters, D).
+    `images`; each of a few iterations draws others, and a cluster that none of them is nearest to stays where it is.
+    Returns (clusters, D).
     """
     generator = torch.Generator().manual_seed(seed)
-    shares = [clusters // images + (i < clusters % images) for i in range(images)]
-    drawn = [
-        image[torch.randperm(len(image), generator=generator)[:share].to(image.device)]
-        for image, share in zip(descriptors(), shares, strict=True)
-    ]
-    bank = torch.cat(drawn)
+
+    def drawn(total: int) -> Iterator[Tensor]:
+        for number, image in enumerate(descriptors()):
+            share = total // images + (number < total % images)
+            yield image[torch.randperm(len(image), generator=generator)[:share].to(image.device)]
+
+    bank = torch.cat(list(drawn(clusters)))
     for _ in range(KMEANS_ITERATIONS):
         search = NeighbourSearch(bank)
         sums, counts = torch.zeros_like(bank), bank.new_zeros(len(bank))
-        for image in descriptors():
+        for image in drawn(KMEANS_POINTS * clusters):
             nearest = search(search.project(image), 1)[1][:, 0]
             sums.index_add_(0, nearest, image)
             counts.index_add_(0, nearest, counts.new_ones(len(nearest)))

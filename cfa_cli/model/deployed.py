@@ -32,6 +32,7 @@ class DeployedNetwork(nn.Module):
     mean: Tensor
     std: Tensor
     thresholds: Tensor
+    usual: Tensor
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("lengths", bank.square().sum(1))
         self.register_buffer("mean", torch.tensor(geometry.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(geometry.std).view(3, 1, 1))
+        self.register_buffer("usual", network.usual)
         self.register_buffer("thresholds", torch.tensor([threshold, pixel_threshold]))
         if half:
             store_half(self)
@@ -70,7 +72,7 @@ class DeployedNetwork(nn.Module):
         maps = self.backbone((images - self.mean) / self.std)
         levels = pool_levels(maps, divide_by_channels=is_efficientnet(self.backbone.name))
         squared = self._nearest(self._describe(levels).flatten(2).transpose(1, 2))
-        score_maps = self.score_map(position_scores(squared).view(-1, *levels[0].shape[2:]))
+        score_maps = self.score_map(position_scores(squared).view(-1, *levels[0].shape[2:]) / self.usual)
         scores = image_scores(score_maps)
         threshold, pixel_threshold = self.thresholds[0], self.thresholds[1]
         return scores, scores / (scores + threshold), score_maps, threshold, pixel_threshold

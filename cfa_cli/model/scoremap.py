@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+USUAL_SIGMA = 2.0  # positions: neighbours' statistics are pooled, as held-out images are few
+USUAL_SPREADS = 2.0  # standard deviations above the mean that are still usual
+USUAL_PRIOR = 8  # images' worth of the assumption that all positions are alike
+USUAL_FLOOR = 0.05  # of the average: where good images do not differ at all, rounding is no defect
+
 
 def position_scores(squared: Tensor) -> Tensor:
     """Score positions by softmin over their K nearest distances: the first weight times the first distance.
@@ -13,6 +18,23 @@ def position_scores(squared: Tensor) -> Tensor:
     """
     distances = squared.clamp_min(0).sqrt()
     return torch.softmax(-distances, dim=-1)[..., 0] * distances[..., 0]
+
+
+def usual_scores(count: int, total: Tensor, squares: Tensor) -> Tensor:
+    """Return by how much each position's scores are usually higher or lower than elsewhere on good images.
+
+    `total` and `squares` (h, w) are sums over `count` images of their position scores and of these squared. Usual is
+    the mean plus two standard deviations, smoothed over neighbouring positions and brought to an average of 1; the
+    fewer images, the closer to 1 everywhere. Returns (h, w) float32 > 0.
+    """
+    if count == 0 or not float(total.sum()) > 0:
+        return torch.ones_like(total, dtype=torch.float32)
+    mean = total.double() / count
+    spread = (squares.double() / count - mean.square()).clamp_min(0).sqrt()
+    rows, columns = (_gaussian_matrix(side, USUAL_SIGMA).to(mean) for side in mean.shape)
+    usual = rows @ (mean + USUAL_SPREADS * spread) @ columns.T
+    usual = (count * usual / usual.mean() + USUAL_PRIOR) / (count + USUAL_PRIOR)
+    return usual.clamp_min(USUAL_FLOOR).float()
 
 
 class ScoreMap(nn.Module):

@@ -260,8 +260,8 @@ def main() -> None:
             left = (args.steps - done) * args.batch / rate / 60
             c, d, m = (running / 50).tolist()
             running.zero_()
-            print(f"step {done}/{args.steps}  class {c:.3f}  defect {d:.4f}  match {m:.4f}  {rate:.0f} images/s  {left:.1f} min left",
-                  flush=True)  # fmt: skip
+            told = f"class {c:.3f}  defect {d:.4f}  match {m:.4f}  {rate:.0f} images/s  {left:.1f} min left"
+            print(f"step {done}/{args.steps}  {told}", flush=True)
             log.write(json.dumps({"step": done, "class": c, "defect": d, "match": m, "rate": rate}) + "\n")
             log.flush()
         if done % 200 == 0 or done == args.steps:

@@ -65,7 +65,12 @@ def test_quiet_leaves_warnings_and_errors_alone(cfa, few, good_dir):
 
 def test_verbose_shows_how_long_each_phase_took(cfa, few):
     lines = [line for line in cfa("fit", few, *QUICK, "--verbose").err.splitlines() if line.endswith(" s")]
-    assert [line.split(":")[0] for line in lines] == ["reading", "building the bank", "training", "calibrating"]
+    assert [line.split(":")[0] for line in lines] == [
+        "reading",
+        "building the bank",
+        "training",
+        "calibrating",
+    ]
 
 
 def test_an_existing_file_is_refused_before_any_work(cfa, few, tmp_path, monkeypatch):
@@ -99,7 +104,10 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
     ("arguments", "expected"),
     [
         ("", FitConfig(weights="embedded", size=(32, 32), epochs=1)),
-        ("--preset paper", FitConfig(weights="embedded", size=(32, 32), epochs=1)),
+        (
+            "--preset paper",
+            FitConfig(weights="embedded", size=(32, 32), epochs=1, bank="mean", score_neighbours=3, relative=False),
+        ),
         (
             "--size 64x48 --crop 32x40 --layers 8,4 --bank ema --gamma-c 2 --gamma-d 3 --epochs 0 --batch-size 3 "
             "--lr 0.01 --seed 9 --holdout 0.4 --max-fpr 0.2 --precision float32 --device cpu",

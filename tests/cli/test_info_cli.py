@@ -22,7 +22,7 @@ def test_what_a_model_is(cfa, model):
         "embedded",
         "64 x 64 px",
         "16 x 16 positions",
-        "256 centroids (mean)",
+        "256 centroids (kmeans)",
         f"{bundle.calibration.threshold:.4g}, from 5 held-out good images: aims at 25.0%",
         "2 epochs, seed 1",
         f"torch {bundle.provenance.torch}",
@@ -44,6 +44,7 @@ def test_json(cfa, model):
         "descriptor.bias": [448],
         "descriptor.weight": [448, 450, 1, 1],
         "radius": [],
+        "usual": [16, 16],
     }
 
 

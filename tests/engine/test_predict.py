@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import itertools
+import shutil
 import weakref
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cfa_cli import FitConfig, fit, load_bundle, predict, save_bundle
@@ -27,16 +29,24 @@ def bundle(model):
     return load_bundle(model)
 
 
-def test_a_held_out_image_gets_the_very_score_that_was_kept(bundle, good_dir):
+def test_a_held_out_image_gets_the_score_that_was_kept(bundle, good_dir):
     paths = sorted(good_dir.rglob("*.png"))
     _, held = split_holdout(len(paths), bundle.config.holdout, bundle.config.seed)
-    kept = bundle.calibration.holdout_scores
-    assert sorted(p.score for p in predict(bundle, [paths[index] for index in held])) == list(kept)
-    # Whatever else is scored with it.
-    alone = [next(predict(bundle, paths[index])).score for index in held]
-    among = [p.score for p in predict(bundle, good_dir) if p.source.path in {paths[index] for index in held}]
-    assert alone == among
-    assert sorted(alone) == list(kept)
+    absolute = fit(good_dir, replace(bundle.config, relative=False)).bundle
+    assert (absolute.tensors["usual"] == 1).all()
+    scores = sorted(p.score for p in predict(absolute, [paths[index] for index in held]))
+    # `fit` keeps features in half precision.
+    assert scores == pytest.approx(absolute.calibration.holdout_scores, rel=1e-3)
+    # Relative to what is usual, it was judged by the other held-out images alone; now it has a say as well.
+    scores = sorted(p.score for p in predict(bundle, [paths[index] for index in held]))
+    assert scores == pytest.approx(bundle.calibration.holdout_scores, rel=0.2)
+    assert scores != pytest.approx(bundle.calibration.holdout_scores, rel=1e-3)
+
+
+def test_scores_do_not_depend_on_what_else_is_scored(bundle, good_dir):
+    alone = [next(predict(bundle, path)).score for path in sorted(good_dir.rglob("*.png"))[:5]]
+    among = {p.source.path: p.score for p in predict(bundle, good_dir)}
+    assert alone == [among[path] for path in sorted(good_dir.rglob("*.png"))[:5]]
 
 
 def test_a_bundle_that_was_not_saved_scores_the_same(fitted, bundle, good_dir):
@@ -180,7 +190,10 @@ def without(tensors, name):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda b: replace(b, grid=(15, 16)), r"grid is \(15, 16\), expected \(16, 16\)"),
+        (
+            lambda b: replace(b, grid=(15, 16), tensors=b.tensors | {"usual": np.ones((15, 16), np.float32)}),
+            r"grid is \(15, 16\), expected \(16, 16\)",
+        ),
         (lambda b: replace(b, geometry=replace(b.geometry, size=(96, 64))), "grid"),
         (lambda b: replace(b, tensors=without(b.tensors, "backbone.conv1.weight")), "conv1.weight"),
         (lambda b: replace(b, tensors={**b.tensors, "backbone.bn1.bias": np.zeros(3, np.float32)}), "bn1.bias"),
@@ -211,3 +224,28 @@ def test_a_cropped_model_scores_the_crop_alone(good_dir, tmp_path):
     assert first.score == second.score
     assert first.map.shape == (128, 128)
     assert first.map[0, 0] < first.map[64, 64]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_a_compiled_backbone_scores_the_same(good_dir):
+    paths = sorted(good_dir.glob("*.png"))[:6]
+    small = fit(paths, FitConfig(weights="embedded", size=(64, 64), layers=("4",), epochs=0)).bundle
+    scorer = load_scorer(small, precision="float32")
+    inputs = torch.stack([scorer.prepare(cv2.imread(str(path))) for path in paths[:3]])
+    scores, maps = scorer(inputs)
+    scorer.compile()
+    compiled_scores, compiled_maps = scorer(inputs)
+    np.testing.assert_allclose(compiled_scores, scores, rtol=1e-3)
+    np.testing.assert_allclose(compiled_maps, maps, atol=1e-3 * scores.max())
+
+
+def test_compiling_without_a_compiler(bundle, monkeypatch):
+    scorer = load_scorer(bundle)
+
+    def refuse(inputs):
+        raise RuntimeError("No working C++ compiler found.\nSet CXX.")
+
+    monkeypatch.setattr(scorer, "_score", refuse)
+    with pytest.raises(DeviceError, match="No working C\\+\\+ compiler found") as caught:
+        scorer.compile()
+    assert "--compile" in str(caught.value.hint)

@@ -26,7 +26,7 @@ def make_bundle() -> Bundle:
         return rng.normal(size=shape).astype(np.float32)
 
     return Bundle(
-        config=FitConfig(layers=("4", "8"), size=(64, 96), crop=(48, 64), gamma_c=4, bank="ema"),
+        config=FitConfig(layers=("4", "8"), size=(64, 96), crop=(48, 64), gamma_c=4, bank="ema", score_neighbours=3),
         geometry=Geometry((64, 96), (48, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         grid=(12, 16),
         backbone=BackboneInfo("resnet18", ("layer1", "layer2"), "file: x.pth", "ab" * 32, "A warning: ümläut."),
@@ -37,6 +37,7 @@ def make_bundle() -> Bundle:
             "descriptor.bias": numbers(D),
             "bank": numbers(M, D),
             "radius": np.float32(0.01).reshape(()),
+            "usual": np.full((12, 16), 0.5, np.float32),
             "backbone.conv1.weight": numbers(4, 3, 3, 3),
         },
     )
@@ -88,6 +89,7 @@ def test_the_public_library_reads_it(saved):
         "descriptor.bias": (D,),
         "bank": (M, D),
         "radius": (),
+        "usual": (12, 16),
         "backbone.conv1.weight": (4, 3, 3, 3),
     }
     document = document_of(saved)
@@ -107,7 +109,8 @@ def test_the_same_bundle_gives_the_same_bytes_however_it_lies_in_memory(saved, t
 
 def test_nothing_is_overwritten_unless_asked(saved, tmp_path):
     before = saved.read_bytes()
-    other = replace(make_bundle(), grid=(6, 8))
+    bundle = make_bundle()
+    other = replace(bundle, grid=(6, 8), tensors=bundle.tensors | {"usual": np.ones((6, 8), np.float32)})
     with pytest.raises(InputError, match="exists already") as caught:
         save_bundle(other, saved)
     assert "--force" in str(caught.value.hint)
@@ -183,6 +186,9 @@ def test_a_newer_format_says_which_version_reads_it(saved):
     [
         ("bank", None, "bank is missing"),
         ("radius", None, "radius is missing"),
+        ("usual", None, "usual is missing"),
+        ("usual", np.ones((12, 15), np.float32), "expected (12, 16)"),
+        ("usual", np.zeros((12, 16), np.float32), "not positive"),
         ("bank", np.zeros((M, D + 1), np.float32), f"expected (M, {D})"),
         ("bank", np.zeros((0, D), np.float32), f"expected (M, {D})"),
         ("bank", np.zeros((2, D), np.float32), "2 centroids"),
@@ -215,8 +221,8 @@ def test_wrong_tensors(saved, name, value, expected):
         ("geometry", "crop", [65, 64]),
         ("geometry", "std", [0.2, 0.0, 0.2]),
         ("geometry", "mean", [0.2, float("nan"), 0.2]),
-        ("config", "neighbours", 0),
-        ("config", "neighbours", M + 1),
+        ("config", "score_neighbours", 0),
+        ("config", "score_neighbours", M + 1),
         ("config", "sigma", 1e9),
         ("config", "sigma", -1.0),
         ("config", "sigma", 10**400),
