@@ -42,6 +42,13 @@ def predict(
     force: options.Force = False,
     device: options.Device = "auto",
     precision: options.PrecisionOption = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the backbone first: takes up to a minute, saves some 3 ms an image; for many thousands.",
+        ),
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -77,6 +84,13 @@ def predict(
         bundle = replace(bundle, calibration=recalibrate(bundle.calibration, max_fpr, threshold))
         if bundle.backbone.warning:
             terminal.warn(bundle.backbone.warning)
+        if compiled:
+            from cfa_cli.engine.scorer import NetworkScorer
+
+            if not isinstance(scorer, NetworkScorer):
+                raise UsageError("--compile does not go with an exported model.", "Leave --compile out.")
+            terminal.note("Compiling ...")
+            scorer.compile()
         summary = Summary()
         with ResultWriter(out, saved, bundle, resume=resume, force=force) as writer:
             for row in writer.earlier:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from cfa_cli.engine.calibrate import normalize
 from cfa_cli.engine.reading import Decoded, read_ahead
 from cfa_cli.engine.workers import Workers
-from cfa_cli.errors import BundleError, CfaError
+from cfa_cli.errors import BundleError, CfaError, DeviceError
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device
@@ -54,6 +54,21 @@ class NetworkScorer:
         self.network.backbone.to(dtype).to(memory_format=torch.channels_last)
         self.network.use_quick_search()
         self._workers = Workers(self.device, BATCH_SIZE)
+
+    def compile(self) -> None:
+        """Compile the backbone, for batches and for single images: the same scores but for rounding, a little sooner.
+
+        Takes up to minutes. Raises DeviceError where there is no compiler.
+        """
+        self.network.backbone.compile(options={"freezing": True})  # folds the normalisation into the convolutions
+        try:
+            for count in (BATCH_SIZE, 1):  # a thread that has several cores needs code of its own
+                self(torch.zeros(count, 3, *self.geometry.input_size))
+        except RuntimeError as error:
+            raise DeviceError(
+                f"The backbone cannot be compiled on this machine: {str(error).strip().splitlines()[0].rstrip('.:')}.",
+                "Install a C++ compiler (and Triton for CUDA), or leave --compile out.",
+            ) from error
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """Resize, crop and normalise an image (h, w, 3), RGB, uint8 or uint16, to (3, H, W) float32."""
@@ -99,7 +114,13 @@ def build_network(bundle: Bundle) -> Network:
     descriptor.requires_grad_(False)
     config, geometry = bundle.config, bundle.geometry
     return Network(
-        backbone, descriptor, tensors["bank"], bundle.grid, geometry.input_size, config.neighbours, config.sigma
+        backbone,
+        descriptor,
+        tensors["bank"],
+        tensors["usual"],
+        geometry.input_size,
+        config.score_neighbours,
+        config.sigma,
     )
 
 

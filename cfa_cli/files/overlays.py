@@ -67,7 +67,7 @@ def to_8_bit(image: np.ndarray) -> np.ndarray:
 
 def draw_mask(score_map: np.ndarray, pixel_threshold: float) -> np.ndarray:
     """Mark what lies over the pixel threshold: (h, w) uint8, 255 there, 0 elsewhere."""
-    return np.where(score_map > pixel_threshold, np.uint8(255), np.uint8(0))
+    return np.multiply(score_map > pixel_threshold, np.uint8(255))
 
 
 def draw_heatmap(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:

@@ -30,8 +30,9 @@ EXTRA_COLUMNS = 7  # the length of the rest, and both squared lengths in three p
 FIRST_COLUMNS = 128  # of a short vector; products run best at multiples of 64
 MANY_CANDIDATES = 96  # a row: past it, twice as many columns cost less than measuring the candidates
 GROUP = 4  # values whose minimum stands for them
+SAMPLE = 8192  # centroids that the axes come from, at most
 SPARE = 2  # centroids beyond k that are measured first
-CHUNK_ELEMENTS = 1_700_000  # of a distance matrix: stays in the processor's cache and bounds the memory
+CHUNK_ELEMENTS = 5_000_000  # of a distance matrix: bounds the memory; smaller ones leave the shared cache unused
 PRODUCT_ERROR = 1e-5  # of float32 sums, relative to the squared lengths that go into them
 
 
@@ -187,15 +188,11 @@ class ShortDistances:
 def principal_frame(bank: Tensor) -> Frame:
     """Return a frame around the bank's centre whose leading axes hold most of its variance.
 
-    Any orthonormal axes give an exact result, so a sample of the bank and a randomised decomposition will do.
+    Any orthonormal axes give an exact result, so a sample of the bank will do.
     """
     origin = bank.mean(0)
-    count = min(len(bank), bank.shape[1], 4 * FIRST_COLUMNS)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sample = (bank - origin)[torch.randperm(len(bank))[:8192]]
-        leading = torch.svd_lowrank(sample, q=count, niter=2)[2]
-    return Frame(origin, torch.linalg.qr(leading, mode="complete").Q.contiguous())
+    sample = bank[:: -(-len(bank) // SAMPLE)] - origin
+    return Frame(origin, torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1).contiguous())
 
 
 def _chunk_rows(bank: Tensor) -> int:

@@ -1,6 +1,6 @@
-"""Measure how cfa's cost grows, and write scaling.md and scaling.svg beside this file. Needs matplotlib.
+"""Measure how cfa's cost grows, and write scaling.md and scaling.svg into --out. Needs matplotlib.
 
-    python examples/benchmarks/scaling.py IMAGES [--counts 100 1000 10000] [--weights embedded]
+    python examples/benchmarks/scaling.py IMAGES [--counts 100 1000 10000] [--weights embedded] [--out FOLDER]
 
 IMAGES is a folder of good images, which are scored over and over for the larger counts. The network's input goes from
 128 to 1024 px with gamma_c such that the bank stays at about 3,000 centroids; then D and M vary at 224 px.
@@ -19,8 +19,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from speed import describe_machine
+
 HERE = Path(__file__).resolve().parent
 TRAINED_ON = 12  # images: the cost of fit is given per image and epoch
+TITLES = {
+    "images": "Number of images (predict)",
+    "size": "Size of the network's input, px",
+    "gamma_d": "Descriptor channels D = C / gamma_d",
+    "gamma_c": "Centroids M = h*w / gamma_c",
+}
 SIZES = (128, 224, 320, 512, 768, 1024)
 Point = dict[str, float]
 
@@ -73,7 +82,7 @@ def count_images(images: list[Path], weights: str, work: Path, counts: list[int]
     for count in counts:
         many = repeat(images, count, work / str(count))
         scored, peak = run("predict", many, "--model", model, "--out", work / f"out{count}", "--save", "none")
-        points.append({"images": count, "ms_per_image": 1000 * scored["seconds"] / count, "peak_MB": peak})
+        points.append({"images": count, "predict_ms": 1000 * scored["seconds"] / count, "predict_peak_MB": peak})
     return points
 
 
@@ -84,22 +93,38 @@ def table(title: str, points: list[Point]) -> list[str]:
     return [f"## {title}", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *rows, ""]
 
 
-def plot(found: dict[str, list[Point]]) -> None:
-    """Draw time and memory over each variable."""
+def plot(found: dict[str, list[Point]], out: Path) -> None:
+    """Draw time (above) and memory (below) over each variable."""
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-    figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.2), constrained_layout=True)
-    for axis, (name, points) in zip(axes, found.items(), strict=True):
+    curves = {
+        "time": {"predict_ms": "predict, ms an image", "fit_s": "fit, s"},
+        "peak memory, MB": {"predict_peak_MB": "predict", "fit_peak_MB": "fit"},
+    }
+    figure, axes = plt.subplots(2, len(found), figsize=(3.6 * len(found), 6), sharex="col", constrained_layout=True)
+    for column, (name, points) in enumerate(found.items()):
         x = [point[name] for point in points]
-        for key in ("ms_per_image", "predict_ms", "fit_s", "peak_MB", "predict_peak_MB"):
-            if key in points[0]:
-                axis.plot(x, [point[key] for point in points], marker="o", label=key)
-        axis.set(xscale="log", yscale="log", xlabel=name)
-        axis.legend(fontsize=7)
-    figure.savefig(HERE / "scaling.svg")
+        for axis, (label, lines) in zip(axes[:, column], curves.items(), strict=True):
+            for key, title in lines.items():
+                if key in points[0]:
+                    axis.plot(x, [point[key] for point in points], marker="o", label=title)
+            axis.set(xscale="log", yscale="log", ylabel=label)
+            axis.set_xticks(x, [f"{value:.0f}" for value in x], fontsize=8)
+            axis.xaxis.set_minor_locator(NullLocator())
+            low, high = axis.get_ylim()
+            axis.set_ylim(low / 2, high * 2)  # what hardly changes shall look so
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8)
+        axes[0, column].set_title(TITLES[name], fontsize=10)
+        axes[1, column].set_xlabel(name)
+    figure.savefig(out)
 
 
 def main() -> None:
@@ -108,6 +133,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--weights", default="embedded")
+    parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     images = sorted(path for path in options.images.rglob("*") if path.is_file())
     found: dict[str, list[Point]] = {}
@@ -123,17 +149,17 @@ def main() -> None:
                 point = measure(images, options.weights, work / f"{name}{value}", "--epochs", 1, *option(value))
                 found.setdefault(name, []).append({name: value, **point})
                 print(found[name][-1], file=sys.stderr, flush=True)
-    lines = ["# How the cost grows", "", f"fit: {TRAINED_ON} images, 1 epoch, all included.", ""]
-    titles = {
-        "images": "Number of images (predict)",
-        "size": "Size of the network's input, px",
-        "gamma_d": "Descriptor channels D = C / gamma_d",
-        "gamma_c": "Centroids M = h*w / gamma_c",
-    }
+    lines = [
+        "# How the cost grows",
+        "",
+        f"fit: {TRAINED_ON} images, 1 epoch, all included. {describe_machine()}; torch {torch.__version__}.",
+        "",
+    ]
     for name, points in found.items():
-        lines += table(titles[name], points)
-    (HERE / "scaling.md").write_text("\n".join([*lines, "![Time and memory](scaling.svg)", ""]))
-    plot(found)
+        lines += table(TITLES[name], points)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "scaling.md").write_text("\n".join([*lines, "![Time and memory](scaling.svg)", ""]))
+    plot(found, options.out / "scaling.svg")
     print(json.dumps(found))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from speed import describe_machine
 
 from cfa_cli.model.search import NeighbourSearch, nearest_plain
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "search.md")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -68,8 +70,8 @@ def main() -> None:
     lines = [
         "# Search",
         "",
-        f"{QUERIES} queries, {NEIGHBOURS} neighbours, {options.device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}; ms, median of {options.runs}.",
+        f"{QUERIES} queries, {NEIGHBOURS} neighbours, {options.device}, {torch.get_num_threads()} threads; "
+        f"ms, median of {options.runs}. {describe_machine()}; torch {torch.__version__}.",
         "",
         "| centroids | channels | full product and top-k | this search | ratio | same nearest |",
         "|---|---|---|---|---|---|",
@@ -77,7 +79,7 @@ def main() -> None:
     for r in rows:
         times = f"{r['plain_ms']:.1f} | {r['search_ms']:.1f} | {r['plain_ms'] / r['search_ms']:.1f}"
         lines.append(f"| {r['M']} | {r['D']} | {times} | {r['same_nearest']:.2%} |")
-    (Path(__file__).resolve().parent / "search.md").write_text("\n".join(lines) + "\n")
+    options.out.write_text("\n".join(lines) + "\n")
     print(json.dumps(rows))
 
 

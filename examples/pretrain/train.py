@@ -156,12 +156,15 @@ def quieten_layer1(trunk: nn.Module, gain: float) -> None:
         conv.weight.div_(gain)
 
 
-def export(trunk: nn.Module, path: Path, facts: dict[str, str]) -> None:
-    """Write the trunk in half precision under timm's names, layer1 quietened, with `facts` in the header."""
+def export(trunk: nn.Module, path: Path, facts: dict[str, str], earlier: dict[str, Tensor], keep: float) -> None:
+    """Write the trunk in half precision under timm's names, layer1 quietened, with `facts` in the header.
+
+    `keep` is the share of the `earlier` exported weights in the average that is written.
+    """
     trunk = copy.deepcopy(trunk)
     quieten_layer1(trunk, LAYER1_GAIN)
     tensors = {
-        name: tensor.detach().cpu().half().contiguous()
+        name: (tensor.cpu() if not keep else tensor.cpu().lerp(earlier[name].float(), keep)).half().contiguous()
         for name, tensor in trunk.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
@@ -186,6 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--defect-weight", type=float, default=3.0, help="of the loss over defects; 0: without")
     parser.add_argument("--match-weight", type=float, default=2.0, help="of the loss over distances; 0: without")
     parser.add_argument("--init", type=Path, help="start from an exported trunk (.safetensors), with new heads")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of --init's weights in what is exported")
     parser.add_argument("--lr", type=float, default=0.04, help="peak rate, relative to the weights' norm")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
@@ -206,8 +210,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     pool = open_pool(args.pool, args.seed, args.classes, args.instances, 160, os.cpu_count() or 1)
     model = Student(args.classes).to(device, memory_format=torch.channels_last)
-    if args.init:
-        model.trunk.load_state_dict(load_file(args.init), strict=False)  # all but the batch counters
+    earlier = load_file(args.init) if args.init else {}
+    if earlier:
+        model.trunk.load_state_dict(earlier, strict=False)  # all but the batch counters
         quieten_layer1(model.trunk, 1 / LAYER1_GAIN)
     average = copy.deepcopy(model.trunk).requires_grad_(False)
     optimizer = Muon(model, args.lr)
@@ -270,7 +275,7 @@ def main() -> None:
             checkpoint.with_suffix(".partial").replace(checkpoint)
             facts = {"seed": str(args.seed), "steps": str(done)}
             if args.export:
-                export(average, args.export, facts)
+                export(average, args.export, facts, earlier, args.keep if earlier else 0.0)
 
 
 if __name__ == "__main__":
