@@ -11,6 +11,7 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
     """Describe a model by names and values."""
     config, calibration, provenance = bundle.config, bundle.calibration, bundle.provenance
     descriptor, bank = bundle.tensors["descriptor.weight"].shape, bundle.tensors["bank"].shape
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     facts = [
         ("Backbone", f"{bundle.backbone.name} ({', '.join(bundle.backbone.layers)})"),
         ("Weights", f"{bundle.backbone.weights} (sha256 {bundle.backbone.sha256[:12]})"),
@@ -19,7 +20,7 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("Bank", f"{bank[0]} centroids ({config.bank})"),
         ("Threshold", _threshold(bundle)),
         ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
-        ("Trained", f"{config.epochs} epochs, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
+        ("Trained", f"{epochs}, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
     ]
     if bundle.backbone.warning:
         facts.append(("Warning", bundle.backbone.warning))

@@ -102,12 +102,16 @@ def _overview(results: Results, backbone: str) -> Table:
 
 
 def _recipe(results: Results) -> str:
-    """The input's size, and where the runs differ from the recipe that the published figures come from."""
-    paper = PRESETS["paper"]
-    pairs = [(name, getattr(results.config, name), getattr(paper, name)) for name in _RECIPE]
-    different = [f"{name} {ours} (not {theirs})" for name, ours, theirs in pairs if ours != theirs]
+    """The input's size, the preset that is nearest, and where the runs differ from it."""
+
+    def differences(preset: FitConfig) -> list[str]:
+        pairs = [(name, getattr(results.config, name), getattr(preset, name)) for name in _RECIPE]
+        return [f"{name} {ours} (not {theirs})" for name, ours, theirs in pairs if ours != theirs]
+
+    name = min(PRESETS, key=lambda name: len(differences(PRESETS[name])))
+    different = differences(PRESETS[name])
     sizes = " and ".join(f"{width} x {height} px" for height, width in sorted({run.input_size for run in results.runs}))
-    return f"{sizes}, --preset paper{' but for ' if different else ''}{', '.join(different)}"
+    return f"{sizes}, --preset {name}{' but for ' if different else ''}{', '.join(different)}"
 
 
 def _threshold_report(results: Results, backbone: str) -> Table:

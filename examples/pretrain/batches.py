@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 IGNORE = -100  # cross entropy's own word for "no target here"
 CELL = 16  # pixels a side of a class target: layer3's stride
 GROUP = 4  # images in a row that show the same product: what is good in one is good in all
-OWN_LIGHT = 0.3  # how far each of them may stray from its group's light, as a share of all light there is
 
 
 class Batch(NamedTuple):
@@ -110,17 +109,15 @@ def region(size: int, rng: Rng) -> Field:
 def light_up(images: Tensor, seed: int) -> Tensor:
     """Makes (B, 3, S, S) uint8 images into 0..1 floats under many lamps, lenses and sensors.
 
-    Contrast goes down to a fifth, because what is to be inspected is often grey, dim and nearly plain. The images of a
-    group are lit nearly alike.
+    Contrast goes down to a fifth, because what is to be inspected is often grey, dim and nearly plain. A group's
+    images are all grey or all coloured, and share what else is drawn by `chance`.
     """
     lamp = torch.Generator().manual_seed(seed)
     count, side, device = images.shape[0], images.shape[-1], images.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         shape = shape or (count, 1, 1, 1)
-        shared = torch.rand((count // GROUP, *shape[1:]), generator=lamp).repeat_interleave(GROUP, 0)
-        share = shared.lerp(torch.rand(shape, generator=lamp), OWN_LIGHT)
-        return (low + (high - low) * share).to(device)
+        return torch.empty(shape).uniform_(low, high, generator=lamp).to(device)
 
     def chance(share: float) -> Tensor:
         drawn = torch.rand((count // GROUP, 1, 1, 1), generator=lamp) < share

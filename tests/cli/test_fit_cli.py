@@ -35,7 +35,7 @@ def test_the_model_is_written_and_summed_up(cfa, few, tmp_path):
     assert "32 x 32 px" in facts["Geometry"]
     assert "8 x 8 positions" in facts["Geometry"]
     assert facts["Threshold"].startswith(f"{bundle.calibration.threshold:.4g}, from 1 held-out good images")
-    assert "1 epochs, seed 5" in facts["Trained"]
+    assert "1 epoch, seed 5" in facts["Trained"]
     assert facts["Time"].strip().endswith(" s")
     assert facts["File"].strip() == f"cfa-model.safetensors ({path.stat().st_size / 1e6:.1f} MB)"
     assert "Warning: Only 6 images" in done.err

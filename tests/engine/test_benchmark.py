@@ -230,6 +230,8 @@ def test_published_figures_stand_beside_ours():
 def test_what_differs_from_the_published_recipe_is_said():
     paper = replace(results_of(published_run("bottle")), config=PRESETS["paper"])
     assert tables(paper)[0].notes[0] == "Recipe: 224 x 224 px, --preset paper."
+    ours = replace(paper, config=replace(PRESETS["default"], seed=3))
+    assert tables(ours)[0].notes[0] == "Recipe: 224 x 224 px, --preset default."
     shorter = replace(paper, config=replace(PRESETS["paper"], epochs=2, gamma_d=4))
     difference = "224 x 224 px, --preset paper but for gamma_d 4 (not 1), epochs 2 (not 30)."
     overview, comparison, *_ = tables(shorter)
