@@ -1,4 +1,4 @@
-"""Study what each part of the default recipe brings, and write recipe.md beside this file.
+"""Study what each part of the default recipe brings, and write recipe.md (--out).
 
     python examples/benchmarks/recipe.py DATA [--weights embedded --weights random ...] [--every 3] [--rows default ...]
 
@@ -29,7 +29,6 @@ from cfa_cli.files.images import read_image
 from cfa_cli.files.overlays import resize_map
 from cfa_cli.records import PRESETS, Source
 
-HERE = Path(__file__).resolve().parent
 DEFAULT = PRESETS["default"]
 ROWS: dict[str, FitConfig] = {
     "default": DEFAULT,
@@ -110,7 +109,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take every n-th image of each list")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("recipe-work"))
-    parser.add_argument("--out", type=Path, default=HERE / "recipe.md")
+    parser.add_argument("--out", type=Path, default=Path("recipe.md"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Time cfa and another implementation in turns, on the same images and weights; write speed.md beside this file.
+"""Time cfa and another implementation in turns, on the same images and weights; write speed.md (--out).
 
     python examples/benchmarks/speed.py CATEGORY --weights resnet18.pth --epochs 3 --runs 3 \
         --peer "peer/bin/python anomalib_run.py cfa"
@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
 Figures = dict[str, float]  # fit_s, ms_per_image, fit_peak_MB, predict_peak_MB
 
 
@@ -96,7 +95,7 @@ def main() -> None:
     parser.add_argument("--peer", help="the other implementation's command; without it cfa is timed alone")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=HERE / "speed.md")
+    parser.add_argument("--out", type=Path, default=Path("speed.md"))
     options = parser.parse_args()
 
     runs: dict[str, list[Figures]] = {"cfa, auto": [], "cfa, float32": []} | ({"peer": []} if options.peer else {})
