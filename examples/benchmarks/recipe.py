@@ -49,6 +49,7 @@ ROWS: dict[str, FitConfig] = {
     "160 x 160 px": replace(DEFAULT, size=(160, 160)),
     "320 x 320 px": replace(DEFAULT, size=(320, 320)),
     "sigma 8 px": replace(DEFAULT, sigma=8.0),
+    "float32 throughout": replace(DEFAULT, precision="float32"),
 }
 METRICS = ("image_auroc", "image_auroc_top", "pixel_auroc", "aupro")
 Run = dict[str, float]
