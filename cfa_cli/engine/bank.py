@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, repeat
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def score_positions(
     config: FitConfig,
     progress: ProgressCallback,
 ) -> Tensor:
-    """Score the positions of stored images: (n, h, w) float32."""
+    """Score the positions of stored images: (n, h, w) float32, on the CPU."""
     _, height, width = store.shapes[0]
     search = NeighbourSearch(bank)
     described = descriptor.moved_to(search.frame)
@@ -57,7 +57,7 @@ def score_positions(
     def score(image: int) -> Tensor:
         with torch.no_grad():
             queries = described(store.levels([image], bank.device)).flatten(0, 2)
-            return position_scores(search(queries, config.score_neighbours)[0]).view(height, width)
+            return position_scores(search(queries, config.score_neighbours)[0]).view(height, width).cpu()
 
     scores: list[Tensor] = []
     with Workers(bank.device, config.batch_size) as workers:
@@ -74,10 +74,11 @@ def usual_for_each(positions: Tensor, relative: bool) -> Iterator[Tensor]:
     An image that is judged by what is usual must not have a say in it, so that thresholds hold for new images as well.
     Ones throughout, if scores are not to be `relative`.
     """
-    count, total, squares = len(positions), positions.double().sum(0), positions.double().square().sum(0)
     if not relative:
-        count, total, squares = 0, torch.zeros_like(total), torch.zeros_like(squares)
-        positions = torch.zeros_like(positions)
-    yield usual_scores(count, total, squares)
-    for own in positions.double():
-        yield usual_scores(max(0, count - 1), total - own, squares - own.square())
+        yield from repeat(torch.ones_like(positions[0]), 1 + len(positions))
+        return
+    scores = positions.double()
+    total, squares = scores.sum(0), scores.square().sum(0)
+    yield usual_scores(len(scores), total, squares)
+    for own in scores:
+        yield usual_scores(len(scores) - 1, total - own, squares - own.square())

@@ -123,8 +123,8 @@ def fit(
         positions = score_positions(store, holdout, descriptor, bank, config, progress)
 
     usual, *usual_of_others = usual_for_each(positions, config.relative)
-    score_map = ScoreMap(grid, geometry.input_size, config.sigma).to(device)
-    maps = [score_map(own / others).cpu().numpy() for own, others in zip(positions, usual_of_others, strict=True)]
+    score_map = ScoreMap(grid, geometry.input_size, config.sigma)
+    maps = [score_map(own / others).numpy() for own, others in zip(positions, usual_of_others, strict=True)]
     scores = [float(each.max()) for each in maps]
     if not all(map(math.isfinite, (*losses, *scores))) or not bool(descriptor.weight.isfinite().all()):
         raise UsageError(
@@ -135,7 +135,7 @@ def fit(
         "descriptor.bias": descriptor.bias.cpu().numpy(),
         "bank": bank.cpu().numpy(),
         "radius": radius.cpu().numpy(),
-        "usual": usual.cpu().numpy(),
+        "usual": usual.numpy(),
     }
     bundle = Bundle(
         config=config,

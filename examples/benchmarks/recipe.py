@@ -19,13 +19,12 @@ import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
-from sklearn.metrics import roc_auc_score
 
 from cfa_cli import FitConfig, fit
-from cfa_cli.engine.metrics import PixelMetrics
+from cfa_cli.engine.metrics import PixelMetrics, image_metrics
 from cfa_cli.engine.scorer import load_scorer, score_sources
+from cfa_cli.files.atomic import atomic_path
 from cfa_cli.files.datasets import Category, open_dataset, read_mask
-from cfa_cli.files.images import read_image
 from cfa_cli.files.overlays import resize_map
 from cfa_cli.records import PRESETS, Source
 
@@ -62,19 +61,20 @@ def measure(category: Category, config: FitConfig, every: int) -> Run:
     scorer, pixels = load_scorer(bundle), PixelMetrics()
     sources = [Source(image.path, image.path.name) for image in test]
     scores, tops, times = [], [], []
-    for image, found in zip(test, score_sources(scorer, sources, bundle.calibration.threshold), strict=True):
-        assert found.map is not None, found.error
+    predictions = score_sources(scorer, sources, bundle.calibration.threshold, keep_images=True)
+    for image, found in zip(test, predictions, strict=True):
+        assert found.score is not None, found.error
         scores.append(found.score)
         times.append(found.milliseconds)
         ordered = np.sort(found.map, axis=None)
         tops.append(float(ordered[-len(ordered) // 100 :].mean()))
         mask = read_mask(image.mask) if image.mask else None
-        size = read_image(image.path).shape[:2] if mask is None else mask.shape
-        pixels.update(resize_map(found.map, bundle.geometry, (size[0], size[1])), mask)
+        height, width = found.image.shape[:2] if mask is None else mask.shape
+        pixels.update(resize_map(found.map, bundle.geometry, (height, width)), mask)
     labels, curves = [image.anomalous for image in test], pixels.compute()
     return {
-        "image_auroc": float(roc_auc_score(labels, scores)),
-        "image_auroc_top": float(roc_auc_score(labels, tops)),
+        "image_auroc": image_metrics(scores, labels).auroc,
+        "image_auroc_top": image_metrics(tops, labels).auroc,
         "pixel_auroc": float(curves.auroc),
         "aupro": float(curves.aupro),
         "fit_s": result.seconds,
@@ -128,8 +128,8 @@ def main() -> None:
                     if key not in runs:
                         config = replace(ROWS[title], weights=file, seed=seed)
                         runs[key] = measure(category, config, options.every)
-                        kept.with_suffix(".partial").write_text(json.dumps(runs, indent=0))
-                        kept.with_suffix(".partial").replace(kept)
+                        with atomic_path(kept) as temporary:
+                            temporary.write_text(json.dumps(runs, indent=0))
                         print(key, {name: round(value, 3) for name, value in runs[key].items()}, flush=True)
 
     part = f"every {options.every}th image of each list" if options.every > 1 else "all images"
