@@ -23,6 +23,7 @@ from cfa_cli.engine.features import FeatureStore
 from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.scorer import BATCH_SIZE
 from cfa_cli.engine.training import train_descriptor
+from cfa_cli.engine.workers import Workers
 from cfa_cli.errors import ImageError, InputError, UsageError
 from cfa_cli.files.images import read_image
 from cfa_cli.files.inputs import find_good_images
@@ -81,10 +82,7 @@ def fit(
         )
     device = choose_device(config.device)
     dtype = backbone_dtype(config.precision, device)
-    check_backbone_name(config.backbone)
-    weights = load_weights(config.weights, config.backbone, notify)
-    with torch.random.fork_rng(devices=[]):  # timm draws weights first, which are replaced
-        backbone = Backbone(config.backbone, config.layers, weights.state_dict)
+    backbone, backbone_info = _load_backbone(config, notify)
     # The bundle keeps the weights as they came; the backbone may compute in a shorter type.
     tensors = {f"backbone.{name}": tensor.numpy().copy() for name, tensor in backbone.weights().items()}
     backbone.to(device, dtype).to(memory_format=torch.channels_last)
@@ -141,7 +139,7 @@ def fit(
         config=config,
         geometry=geometry,
         grid=grid,
-        backbone=BackboneInfo(config.backbone, backbone.layers, weights.origin, weights.sha256, weights.warning),
+        backbone=backbone_info,
         calibration=calibrate(scores, maps, config.max_fpr),
         provenance=_provenance(folder, [source.path for source in usable], config.seed),
         tensors=tensors,
@@ -193,6 +191,15 @@ def split_holdout(count: int, share: float, seed: int) -> tuple[list[int], list[
     return sorted(order[held:].tolist()), sorted(order[:held].tolist())
 
 
+def _load_backbone(config: FitConfig, notify: Callable[[str], None]) -> tuple[Backbone, BackboneInfo]:
+    check_backbone_name(config.backbone)
+    weights = load_weights(config.weights, config.backbone, notify)
+    with torch.random.fork_rng(devices=[]):  # timm draws weights first, which are replaced
+        backbone = Backbone(config.backbone, config.layers, weights.state_dict)
+    info = BackboneInfo(config.backbone, backbone.layers, weights.origin, weights.sha256, weights.warning)
+    return backbone, info
+
+
 def _auto_size(paths: Sequence[Path]) -> tuple[int, int]:
     """The median aspect of the images within 224² px, in multiples of the coarsest stride."""
     aspects = []
@@ -227,24 +234,28 @@ def _read_features(
     skipped: list[tuple[str, str]] = []
     waiting: list[Tensor] = []
 
+    def extract(images: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            return extract_levels(backbone, images.to(device).contiguous(memory_format=torch.channels_last))
+
     def flush() -> None:
         if waiting:
-            with torch.inference_mode():
-                images = torch.stack(waiting).to(device).contiguous(memory_format=torch.channels_last)
-                store.append(extract_levels(backbone, images))
+            for levels in workers.map(extract, workers.split(torch.stack(waiting))):
+                store.append(levels)
             waiting.clear()
 
     stream = read_ahead(sources, lambda image: to_input(image, geometry), keep_images=False, ahead=2 * BATCH_SIZE)
-    for number, decoded in enumerate(stream, start=1):
-        if decoded.input is None:
-            skipped.append((str(decoded.source.path), decoded.error or ""))
-        else:
-            usable.append(decoded.source)
-            waiting.append(decoded.input)
-        if len(waiting) == BATCH_SIZE:
-            flush()
-        progress(Progress("reading", number, len(sources)))
-    flush()
+    with Workers(device, BATCH_SIZE) as workers:
+        for number, decoded in enumerate(stream, start=1):
+            if decoded.input is None:
+                skipped.append((str(decoded.source.path), decoded.error or ""))
+            else:
+                usable.append(decoded.source)
+                waiting.append(decoded.input)
+            if len(waiting) == BATCH_SIZE:
+                flush()
+            progress(Progress("reading", number, len(sources)))
+        flush()
     return usable, skipped
 
 

@@ -21,11 +21,12 @@ def mean_bank(descriptors: Iterable[Tensor]) -> Tensor:
     """
     total, count = None, 0
     for image in descriptors:
-        total = image.double() if total is None else total + image
+        # Summed on the CPU: not every device has double precision.
+        total = image.cpu().double() if total is None else total + image.cpu()
         count += 1
     if total is None:
         raise ValueError("no descriptors")
-    return (total / count).float()
+    return (total / count).to(image)
 
 
 def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:
@@ -75,10 +76,10 @@ def kmeans_bank(descriptors: Callable[[], Iterable[Tensor]], images: int, cluste
 
 def compress(bank: Tensor, gamma_c: int, seed: int) -> Tensor:
     """Reduce a bank (M, D) to M / gamma_c centroids by K-means (scikit-learn's); gamma_c 1 leaves it as it is."""
-    from sklearn.cluster import KMeans
-
     if gamma_c == 1:
         return bank
+    from sklearn.cluster import KMeans  # 80 MB and half a second, not needed above
+
     # Seeding by distance costs as much as many iterations where there are many clusters, and matters less there.
     init = "k-means++" if len(bank) <= 4096 else "random"
     kmeans = KMeans(max(1, len(bank) // gamma_c), init=init, n_init=1, random_state=seed, max_iter=30)

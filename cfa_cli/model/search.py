@@ -27,10 +27,11 @@ from cfa_cli.model.device import native_bfloat16
 
 MIN_CENTROIDS = 512  # below, the plain search is as quick
 EXTRA_COLUMNS = 7  # the length of the rest, and both squared lengths in three parts each
-FIRST_COLUMNS = 128  # of a short vector; products run best at multiples of 64
-MANY_CANDIDATES = 96  # a row: past it, twice as many columns cost less than measuring the candidates
+COLUMNS = 64  # of a short vector, or this times a power of two: products run best at multiples of 64
+MANY_CANDIDATES = 0.5  # a row and column: past it, twice as many columns cost less than measuring the candidates
 GROUP = 4  # values whose minimum stands for them
 SAMPLE = 8192  # centroids that the axes come from, at most
+FEW_CANDIDATES = 2  # a row, times the least possible: below it, half as many columns do
 SPARE = 2  # centroids beyond k that are measured first
 CHUNK_ELEMENTS = 5_000_000  # of a distance matrix: bounds the memory; smaller ones leave the shared cache unused
 PRODUCT_ERROR = 1e-5  # of float32 sums, relative to the squared lengths that go into them
@@ -79,7 +80,8 @@ class NeighbourSearch:
         if self.filtered:
             self.dtype = torch.bfloat16 if native_bfloat16(bank.device) else torch.float32
             self.lengths = self.bank.square().sum(1)
-            self.filter = self._make_filter(FIRST_COLUMNS - EXTRA_COLUMNS)
+            self.width = COLUMNS  # of the filter that would have served the last queries best
+            self._filters: dict[int, Filter] = {}
 
     def project(self, vectors: Tensor) -> Tensor:
         """Write vectors (N, D) in the search's coordinates: (N, D)."""
@@ -93,24 +95,28 @@ class NeighbourSearch:
         k = min(k, len(self.bank))
         if not self.filtered:
             return nearest_plain(queries, self.bank, k)
-        parts = [self._search_chunk(chunk, k) for chunk in torch.split(queries, _chunk_rows(self.bank))]
+        chunks = torch.split(queries, _chunk_rows(self.bank))
+        parts = [self._search_chunk(chunk, k, self.width) for chunk in chunks]
         squared, indices = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return squared, indices
 
-    def _make_filter(self, axes: int) -> Filter:
-        axes = min(axes, self.bank.shape[1])
+    def _filter(self, width: int) -> Filter:
+        if width in self._filters:
+            return self._filters[width]
+        axes = min(width - EXTRA_COLUMNS, self.bank.shape[1])
         short = _shorten(self.bank, self.lengths, axes)
         rounded = short.to(self.dtype)
         squared = rounded.float().square().sum(1)
-        columns = torch.cat([-2 * rounded, _split(squared, self.dtype), rounded.new_ones(len(rounded), 3)], dim=1)
-        padding = columns.new_zeros(-len(columns) % GROUP**2, columns.shape[1])
+        rows = torch.cat([-2 * rounded, _split(squared, self.dtype), rounded.new_ones(len(rounded), 3)], dim=1)
+        padding = rows.new_zeros(-len(rows) % GROUP**2, rows.shape[1])
         padding[:, short.shape[1]] = 1e30  # as a squared length: never a candidate
         rounding = float((short - rounded.float()).norm(dim=1).max())
-        return Filter(axes, torch.cat([columns, padding]).T.contiguous(), rounding)
+        made = self._filters[width] = Filter(axes, torch.cat([rows, padding]).T.contiguous(), rounding)
+        return made
 
-    def _search_chunk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return squared distances (n, k) and indices (n, k)."""
-        chosen = self.filter
+    def _search_chunk(self, queries: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return squared distances (n, k) and indices (n, k), by a filter of `width` columns."""
+        chosen = self._filter(width)
         lengths = queries.square().sum(1)
         short = _shorten(queries, lengths, chosen.axes)
         rounded = short.to(self.dtype)
@@ -126,27 +132,33 @@ class NeighbourSearch:
         bound = nearest[:, -1].sqrt() + rounding
         bound = bound * bound + PRODUCT_ERROR * (lengths + self.lengths.max())
         limits = np.maximum(limits, bound.to(self.dtype).view(_integers(self.dtype)).numpy())
-        columns, counts = distances.up_to(limits)
-        if len(columns) > MANY_CANDIDATES * len(queries):
-            if 2 * chosen.axes <= self.bank.shape[1]:
-                self.filter = self._make_filter(2 * (chosen.axes + EXTRA_COLUMNS) - EXTRA_COLUMNS)
-            if GROUP * len(columns) > len(queries) * len(self.bank):
-                return nearest_plain(queries, self.bank, k)
-        return self._measure(queries, lengths, columns, counts, k)
+        candidates, counts = distances.up_to(limits)
+        found = len(candidates) / len(queries)
+        too_many = GROUP * found > len(self.bank)
+        # The filter grows and shrinks with what comes: what is like the bank needs few columns, defects need more.
+        if (too_many or found > MANY_CANDIDATES * width) and 2 * chosen.axes <= self.bank.shape[1]:
+            self.width = 2 * width
+            if too_many:
+                return self._search_chunk(queries, k, 2 * width)
+        elif found < FEW_CANDIDATES * (k + SPARE) and width > COLUMNS:
+            self.width = width // 2
+        if too_many:
+            return nearest_plain(queries, self.bank, k)
+        return self._measure(queries, lengths, candidates, counts, k)
 
     def _measure(
-        self, queries: Tensor, lengths: Tensor, columns: np.ndarray, counts: np.ndarray, k: int
+        self, queries: Tensor, lengths: Tensor, candidates: np.ndarray, counts: np.ndarray, k: int
     ) -> tuple[Tensor, Tensor]:
         """Return the k smallest squared distances (n, k), ascending, to each query's candidates, and their indices.
 
-        columns: all candidates, query after query; counts (n,): how many belong to each, at least k.
+        candidates: all queries' centroids, query after query; counts (n,): how many belong to each, at least k.
         """
         starts = np.concatenate([[0], np.cumsum(counts)])
-        products = _sampled_products(queries, self.bank, torch.from_numpy(starts), torch.from_numpy(columns))
-        squared = self.lengths[torch.from_numpy(columns)].sub_(products, alpha=2).numpy()
+        products = _sampled_products(queries, self.bank, torch.from_numpy(starts), torch.from_numpy(candidates))
+        squared = self.lengths[torch.from_numpy(candidates)].sub_(products, alpha=2).numpy()
         squared += np.repeat(lengths.numpy(), counts)
         # A distance's bits and, below them, its index: one integer that sorts by both, as bits of a float32 >= 0 do.
-        keys = np.maximum(squared, 0).view(np.int32).astype(np.int64) << 32 | columns
+        keys = np.maximum(squared, 0).view(np.int32).astype(np.int64) << 32 | candidates
         table = np.full((len(counts), counts.max()), np.iinfo(np.int64).max)
         table[np.arange(counts.max()) < counts[:, None]] = keys
         table.partition(k - 1, axis=1)

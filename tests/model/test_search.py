@@ -77,3 +77,15 @@ def test_k_is_cut_to_the_bank():
     squared, indices = search(bank, torch.randn(3, 8), 6)
     assert squared.shape == indices.shape == (3, 4)
     assert nearest_plain(torch.randn(3, 8), bank, 6)[0].shape == (3, 4)
+
+
+def test_results_do_not_depend_on_what_was_searched_before():
+    # The search adapts its filter to the queries; a model must give the same scores whatever it saw before.
+    bank, near = make_bank(2048, 448, "smooth")
+    far = make_bank(2048, 448, "isotropic")[1] * 3
+    adapted, fresh = NeighbourSearch(bank), NeighbourSearch(bank)
+    near, far = adapted.project(near), adapted.project(far)
+    adapted(near, 3), adapted(far, 3)
+    for queries in (near, far):
+        for mine, expected in zip(adapted(queries, 3), fresh(queries, 3), strict=True):
+            assert torch.equal(mine, expected)
