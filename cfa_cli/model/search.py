@@ -9,14 +9,15 @@ and refines instead:
    distance of two short vectors is never more than that of the whole ones (the triangle inequality on what is left).
    They are rounded to bfloat16 where the processor multiplies it natively; by how much is known for each. One product
    gives all short distances.
-3. Refine. A few centroids with the smallest short distances are measured in float32, whole. The k-th of these distances
-   bounds the result: every centroid whose short distance, less both roundings, is not above it is measured as well.
-   So none that belongs to the result is ever missed.
+3. Refine. Centroids whose short distances are up to a little above the k-th smallest are measured in float32, whole.
+   The k-th distance found bounds the result: where that little was too little, every centroid whose short distance,
+   less both roundings, is not above the bound is measured as well. So none that belongs to the result is ever missed.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,9 @@ COLUMNS = 64  # of a short vector, or this times a power of two: products run be
 MANY_CANDIDATES = 0.5  # a row and column: past it, twice as many columns cost less than measuring the candidates
 GROUP = 4  # values whose minimum stands for them
 SAMPLE = 8192  # centroids that the axes come from, at most
-FEW_CANDIDATES = 2  # a row, times the least possible: below it, half as many columns do
-SPARE = 2  # centroids beyond k that are measured first
+FEW_CANDIDATES = 4  # a row, beyond k: below it, half as many columns do
+ENOUGH = 0.95  # of the rows are to be settled by the first measurement
+SPARE = 2  # centroids beyond k that the plain search gives to be measured
 CHUNK_ELEMENTS = 5_000_000  # of a distance matrix: bounds the memory; smaller ones leave the shared cache unused
 PRODUCT_ERROR = 1e-5  # of float32 sums, relative to the squared lengths that go into them
 
@@ -80,7 +82,9 @@ class NeighbourSearch:
         if self.filtered:
             self.dtype = torch.bfloat16 if native_bfloat16(bank.device) else torch.float32
             self.lengths = self.bank.square().sum(1)
-            self.width = COLUMNS  # of the filter that would have served the last queries best
+            # What would have served the last queries best: the filter's columns, and for each number of columns the
+            # distance beyond the k-th smallest short one up to which to measure. Only the time depends on them.
+            self.width, self.margins = COLUMNS, defaultdict[int, float](float)
             self._filters: dict[int, Filter] = {}
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -93,10 +97,9 @@ class NeighbourSearch:
         The queries are written in `frame`. k is cut to M.
         """
         k = min(k, len(self.bank))
-        if not self.filtered:
+        if not self.filtered or k * GROUP**2 > len(self.bank):
             return nearest_plain(queries, self.bank, k)
-        chunks = torch.split(queries, _chunk_rows(self.bank))
-        parts = [self._search_chunk(chunk, k, self.width) for chunk in chunks]
+        parts = [self._search_chunk(chunk, k) for chunk in torch.split(queries, _chunk_rows(self.bank))]
         squared, indices = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return squared, indices
 
@@ -114,45 +117,50 @@ class NeighbourSearch:
         made = self._filters[width] = Filter(axes, torch.cat([rows, padding]).T.contiguous(), rounding)
         return made
 
-    def _search_chunk(self, queries: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return squared distances (n, k) and indices (n, k), by a filter of `width` columns."""
+    def _search_chunk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return squared distances (n, k) and indices (n, k)."""
+        width = self.width
         chosen = self._filter(width)
         lengths = queries.square().sum(1)
         short = _shorten(queries, lengths, chosen.axes)
         rounded = short.to(self.dtype)
         rounding = (short - rounded.float()).norm(dim=1) + chosen.rounding
-        squared = rounded.float().square().sum(1)
+        squared_short = rounded.float().square().sum(1)
         # Both squared lengths are columns of the product: near centroids' distances come out small, and well rounded.
-        row = torch.cat([rounded, rounded.new_ones(len(rounded), 3), _split(squared, self.dtype)], dim=1)
+        row = torch.cat([rounded, rounded.new_ones(len(rounded), 3), _split(squared_short, self.dtype)], dim=1)
         distances = ShortDistances(row @ chosen.columns)
 
-        limits = distances.smallest(k + SPARE)
-        nearest, _ = self._measure(queries, lengths, *distances.up_to(limits), k)
-        # Rounding keeps the order: what is not above the bound before it was rounded is not above the rounded bound.
-        bound = nearest[:, -1].sqrt() + rounding
-        bound = bound * bound + PRODUCT_ERROR * (lengths + self.lengths.max())
-        limits = np.maximum(limits, bound.to(self.dtype).view(_integers(self.dtype)).numpy())
-        candidates, counts = distances.up_to(limits)
-        found = len(candidates) / len(queries)
-        too_many = GROUP * found > len(self.bank)
-        # The filter grows and shrinks with what comes: what is like the bank needs few columns, defects need more.
-        if (too_many or found > MANY_CANDIDATES * width) and 2 * chosen.axes <= self.bank.shape[1]:
+        least = distances.smallest(k)
+        limits = torch.maximum(least, (least.clamp_min(0).sqrt() + self.margins[width]).square())
+        squared, indices, found = self._measure(queries, lengths, distances, limits, k)
+        reach = squared[:, -1].sqrt() + rounding
+        bounds = reach.square() + PRODUCT_ERROR * (lengths + self.lengths.max())
+        missed = torch.nonzero(bounds > limits)[:, 0]
+        if len(missed):
+            rest = ShortDistances(distances.values[missed])
+            squared[missed], indices[missed], _ = self._measure(
+                queries[missed], lengths[missed], rest, bounds[missed], k
+            )
+        self.margins[width] = float(torch.quantile(bounds.sqrt() - least.clamp_min(0).sqrt(), ENOUGH))
+        # What is like the bank needs few columns; defects need more.
+        if found > MANY_CANDIDATES * width and 2 * chosen.axes <= self.bank.shape[1]:
             self.width = 2 * width
-            if too_many:
-                return self._search_chunk(queries, k, 2 * width)
-        elif found < FEW_CANDIDATES * (k + SPARE) and width > COLUMNS:
+        elif found < k + FEW_CANDIDATES and width > COLUMNS:
             self.width = width // 2
-        if too_many:
-            return nearest_plain(queries, self.bank, k)
-        return self._measure(queries, lengths, candidates, counts, k)
+        return squared, indices
 
     def _measure(
-        self, queries: Tensor, lengths: Tensor, candidates: np.ndarray, counts: np.ndarray, k: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the k smallest squared distances (n, k), ascending, to each query's candidates, and their indices.
+        self, queries: Tensor, lengths: Tensor, distances: ShortDistances, limits: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, float]:
+        """Measure the centroids whose short distances are not above the limits (n,); at least k of each row's are.
 
-        candidates: all queries' centroids, query after query; counts (n,): how many belong to each, at least k.
+        Returns the k smallest squared distances (n, k), ascending, their indices, and how many were measured a row.
         """
+        candidates, counts = distances.up_to(limits)
+        found = len(candidates) / len(queries)
+        if GROUP * found > len(self.bank):  # there is no telling them apart by short distances
+            indices = nearest_plain(queries, self.bank, k + SPARE)[1].sort(dim=1).values
+            candidates, counts = indices.flatten().numpy(), np.full(*indices.shape)
         starts = np.concatenate([[0], np.cumsum(counts)])
         products = _sampled_products(queries, self.bank, torch.from_numpy(starts), torch.from_numpy(candidates))
         squared = self.lengths[torch.from_numpy(candidates)].sub_(products, alpha=2).numpy()
@@ -163,38 +171,41 @@ class NeighbourSearch:
         table[np.arange(counts.max()) < counts[:, None]] = keys
         table.partition(k - 1, axis=1)
         best = np.sort(table[:, :k], axis=1)
-        return torch.from_numpy((best >> 32).astype(np.int32).view(np.float32)), torch.from_numpy(best & 0xFFFFFFFF)
+        nearest = (best >> 32).astype(np.int32).view(np.float32)
+        return torch.from_numpy(nearest), torch.from_numpy(best & 0xFFFFFFFF), found
 
 
 class ShortDistances:
-    """Squared short distances (n, M) of queries and centroids, read as integers: these sort alike, and quicker.
+    """Squared short distances (n, M) of queries and centroids, compared as integers: these sort alike, and quicker.
 
     Rounding may leave a distance just below 0; as an integer it is below all others as well.
     """
 
     def __init__(self, values: Tensor) -> None:
-        integers = values.view(_integers(values.dtype))
-        self.values = integers.numpy()
-        self.width = values.shape[1] // GROUP
-        self.groups = _group_minima(integers).numpy()  # of columns that are `width` apart
+        self.values = values
+        self.groups = _group_minima(values.view(_integers(values.dtype)))  # of columns that are a quarter of M apart
 
-    def smallest(self, count: int) -> np.ndarray:
-        """Return a limit for each row (n,) that at least `count` of its values are not above."""
-        minima = _group_minima(torch.from_numpy(self.groups)).numpy()
-        count = min(count, minima.shape[1])
-        limits: np.ndarray = np.partition(minima, count - 1, axis=1)[:, count - 1]
-        return limits
+    def smallest(self, count: int) -> Tensor:
+        """Return a float32 value for each row (n,) that at least `count` of its own, up to M / 16, are not above."""
+        minima = _group_minima(self.groups).numpy()
+        found = np.partition(minima, count - 1, axis=1)[:, count - 1]
+        return torch.from_numpy(found).view(self.values.dtype).float()
 
-    def up_to(self, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the columns whose values are not above their row's limit, row after row, and each row's number."""
-        hits = np.flatnonzero(self.groups <= limits[:, None])
-        rows = hits // self.width
-        members = np.arange(0, GROUP * self.width, self.width)
-        places = (hits + (GROUP - 1) * self.width * rows)[:, None] + members
-        inside = self.values.ravel().take(places) <= limits[rows, None]
-        found = places[inside]
-        rows = found // self.values.shape[1]
-        return found - rows * self.values.shape[1], np.bincount(rows, minlength=len(limits))
+    def up_to(self, limits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return the columns whose values are not above their row's limit (n,), row after row, and each row's number.
+
+        The limits are rounded as the values are, which keeps the order: what was not above one before is not after.
+        """
+        integers = _integers(self.values.dtype)
+        values, bound = self.values.view(integers).numpy(), limits.to(self.values.dtype).view(integers).numpy()
+        width = self.groups.shape[1]
+        hits = np.flatnonzero(self.groups.numpy() <= bound[:, None])
+        rows = hits // width
+        members = np.arange(0, GROUP * width, width)
+        places = (hits + (GROUP - 1) * width * rows)[:, None] + members
+        found = places[values.ravel().take(places) <= bound[rows, None]]
+        rows = found // values.shape[1]
+        return found - rows * values.shape[1], np.bincount(rows, minlength=len(limits))
 
 
 def principal_frame(bank: Tensor) -> Frame:

@@ -1,6 +1,7 @@
 """Runs that are killed, for real, and taken up again."""
 
 import csv
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.engine.trees import make_tree
 from tests.files.results import write_photograph
 
 ROOT = Path(__file__).parents[2]
@@ -95,3 +97,40 @@ def test_predict_killed_and_resumed_gives_what_an_uninterrupted_run_gives(model,
     for mine, other in zip(pictures(out), pictures(tmp_path / "whole"), strict=True):
         assert mine.read_bytes() == other.read_bytes()
     assert (out / "report.html").is_file()
+
+
+def is_there(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_benchmark_in_several_processes_ends_them_on_ctrl_c_and_goes_on_from_there(tmp_path):
+    categories, out = ["bolt", "nut", "pin", "rod"], tmp_path / "out"
+    root = make_tree(tmp_path / "tree", categories)
+    command = [sys.executable, "-m", "cfa_cli", "benchmark", root, "--out", out, "--jobs", "2", "--weights", "embedded"]
+
+    def finished():
+        return [run["category"] for run in json.loads((out / "results.json").read_text())["runs"]]
+
+    # A session of its own: Ctrl-C reaches all processes of a terminal's job, and none may outlive it.
+    with subprocess.Popen(
+        [*command, "--size", "64"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+    ) as process:
+        while not (out / "results.json").exists() or not finished():
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        told = process.communicate(timeout=30)[1]
+        assert process.returncode == 130
+    assert told.endswith("What is finished is kept: the same command goes on from there.\nError: Interrupted.\n")
+    deadline = time.monotonic() + 10  # the system may take a moment to clear away what has ended
+    while is_there(process.pid):
+        assert time.monotonic() < deadline
+    before = finished()
+    assert len(before) < len(categories)
+    told = subprocess.run([*command, "--size", "64"], check=True, capture_output=True, text=True).stderr
+    assert f"{len(before)} of {len(categories)} were done before." in told
+    assert sorted(finished()) == categories
