@@ -27,17 +27,6 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
-    """So little work is done soonest by one thread: on a busy machine several wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def draw_part(number: int, defect: bool = False, size: tuple[int, int] = (72, 80)) -> np.ndarray:
     """A striped part, (h, w, 3) BGR uint8, each number with its own noise and light.
 
@@ -68,7 +57,7 @@ def good_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(good_dir: Path, one_thread: None):  # type: ignore[no-untyped-def]
+def fitted(good_dir: Path):  # type: ignore[no-untyped-def]
     """What `fit` made of the good images: 19 to train on and 5 held out."""
     from cfa_cli import FitConfig, fit
 

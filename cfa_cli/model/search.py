@@ -29,10 +29,11 @@ from cfa_cli.model.device import native_bfloat16
 MIN_CENTROIDS = 512  # below, the plain search is as quick
 EXTRA_COLUMNS = 7  # the length of the rest, and both squared lengths in three parts each
 COLUMNS = 64  # of a short vector, or this times a power of two: products run best at multiples of 64
-MANY_CANDIDATES = 0.5  # a row and column: past it, twice as many columns cost less than measuring the candidates
+MEASURING = 27  # times as long as in the product takes a multiplication when a candidate is measured
+HANDLING = 180  # multiplications' worth of other work with a candidate
+RETRY = 16  # chunks of queries after which fewer columns are tried again
 GROUP = 4  # values whose minimum stands for them
 SAMPLE = 8192  # centroids that the axes come from, at most
-FEW_CANDIDATES = 4  # a row, beyond k: below it, half as many columns do
 ENOUGH = 0.95  # of the rows are to be settled by the first measurement
 SPARE = 2  # centroids beyond k that the plain search gives to be measured
 CHUNK_ELEMENTS = 5_000_000  # of a distance matrix: bounds the memory; smaller ones leave the shared cache unused
@@ -82,10 +83,11 @@ class NeighbourSearch:
         if self.filtered:
             self.dtype = torch.bfloat16 if native_bfloat16(bank.device) else torch.float32
             self.lengths = self.bank.square().sum(1)
-            # What would have served the last queries best: the filter's columns, and for each number of columns the
-            # distance beyond the k-th smallest short one up to which to measure. Only the time depends on them.
-            self.width, self.margins = COLUMNS, defaultdict[int, float](float)
-            self._filters: dict[int, Filter] = {}
+            self._filters: dict[int, Filter] = {}  # by their columns
+            # What served the last queries: the filter's columns, and for each number of columns the distance beyond
+            # the k-th smallest short one up to which to measure. Only the time depends on them.
+            self._width, self._chunks = COLUMNS, 0
+            self._margins = defaultdict[int, float](float)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Write vectors (N, D) in the search's coordinates: (N, D)."""
@@ -119,9 +121,20 @@ class NeighbourSearch:
 
     def _search_chunk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return squared distances (n, k) and indices (n, k)."""
-        width = self.width
-        chosen = self._filter(width)
         lengths = queries.square().sum(1)
+        self._chunks += 1
+        width = self._width if self._chunks % RETRY else max(COLUMNS, self._width // 2)
+        while (found := self._search_by(self._filter(width), queries, lengths, k)) is None:
+            if width >= self.bank.shape[1] + EXTRA_COLUMNS:
+                # Rounding hides what is nearest to vectors so far away, even by all their coordinates.
+                indices = nearest_plain(queries, self.bank, k + SPARE)[1].sort(dim=1).values
+                return self._measure(queries, lengths, indices.flatten().numpy(), np.full(*indices.shape), k)
+            width *= 2
+        self._width = width
+        return found
+
+    def _search_by(self, chosen: Filter, queries: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+        """Search by one filter; None if it leaves so many candidates that twice as many columns take less time."""
         short = _shorten(queries, lengths, chosen.axes)
         rounded = short.to(self.dtype)
         rounding = (short - rounded.float()).norm(dim=1) + chosen.rounding
@@ -130,37 +143,35 @@ class NeighbourSearch:
         row = torch.cat([rounded, rounded.new_ones(len(rounded), 3), _split(squared_short, self.dtype)], dim=1)
         distances = ShortDistances(row @ chosen.columns)
 
+        # Twice the columns leave about a quarter of the candidates that are measured in vain.
+        columns, count = chosen.columns.shape
+        in_vain = 4 / 3 * columns * count / ((self.bank.shape[1] + HANDLING) * MEASURING)
+        most = int((k + in_vain) * len(queries))
         least = distances.smallest(k)
-        limits = torch.maximum(least, (least.clamp_min(0).sqrt() + self.margins[width]).square())
-        squared, indices, found = self._measure(queries, lengths, distances, limits, k)
-        reach = squared[:, -1].sqrt() + rounding
-        bounds = reach.square() + PRODUCT_ERROR * (lengths + self.lengths.max())
+        start, margin = least.clamp_min(0).sqrt(), self._margins[chosen.axes]
+        limits = torch.maximum(least, (start + margin).square())
+        candidates = distances.up_to(limits, most)
+        if candidates is None:
+            self._margins[chosen.axes] = 0.0  # other queries need less
+            return None
+        squared, indices = self._measure(queries, lengths, *candidates, k)
+        bounds = (squared[:, -1].sqrt() + rounding).square() + PRODUCT_ERROR * (lengths + self.lengths.max())
         missed = torch.nonzero(bounds > limits)[:, 0]
         if len(missed):
-            rest = ShortDistances(distances.values[missed])
-            squared[missed], indices[missed], _ = self._measure(
-                queries[missed], lengths[missed], rest, bounds[missed], k
-            )
-        self.margins[width] = float(torch.quantile(bounds.sqrt() - least.clamp_min(0).sqrt(), ENOUGH))
-        # What is like the bank needs few columns; defects need more.
-        if found > MANY_CANDIDATES * width and 2 * chosen.axes <= self.bank.shape[1]:
-            self.width = 2 * width
-        elif found < k + FEW_CANDIDATES and width > COLUMNS:
-            self.width = width // 2
+            more = ShortDistances(distances.values[missed]).up_to(bounds[missed], most)
+            if more is None:
+                return None
+            squared[missed], indices[missed] = self._measure(queries[missed], lengths[missed], *more, k)
+        self._margins[chosen.axes] = float(torch.quantile(bounds.sqrt() - start, ENOUGH))
         return squared, indices
 
     def _measure(
-        self, queries: Tensor, lengths: Tensor, distances: ShortDistances, limits: Tensor, k: int
-    ) -> tuple[Tensor, Tensor, float]:
-        """Measure the centroids whose short distances are not above the limits (n,); at least k of each row's are.
+        self, queries: Tensor, lengths: Tensor, candidates: np.ndarray, counts: np.ndarray, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the k smallest squared distances (n, k), ascending, to each query's candidates, and their indices.
 
-        Returns the k smallest squared distances (n, k), ascending, their indices, and how many were measured a row.
+        candidates: all queries' centroids, query after query; counts (n,): how many belong to each, at least k.
         """
-        candidates, counts = distances.up_to(limits)
-        found = len(candidates) / len(queries)
-        if GROUP * found > len(self.bank):  # there is no telling them apart by short distances
-            indices = nearest_plain(queries, self.bank, k + SPARE)[1].sort(dim=1).values
-            candidates, counts = indices.flatten().numpy(), np.full(*indices.shape)
         starts = np.concatenate([[0], np.cumsum(counts)])
         products = _sampled_products(queries, self.bank, torch.from_numpy(starts), torch.from_numpy(candidates))
         squared = self.lengths[torch.from_numpy(candidates)].sub_(products, alpha=2).numpy()
@@ -172,7 +183,7 @@ class NeighbourSearch:
         table.partition(k - 1, axis=1)
         best = np.sort(table[:, :k], axis=1)
         nearest = (best >> 32).astype(np.int32).view(np.float32)
-        return torch.from_numpy(nearest), torch.from_numpy(best & 0xFFFFFFFF), found
+        return torch.from_numpy(nearest), torch.from_numpy(best & 0xFFFFFFFF)
 
 
 class ShortDistances:
@@ -191,15 +202,19 @@ class ShortDistances:
         found = np.partition(minima, count - 1, axis=1)[:, count - 1]
         return torch.from_numpy(found).view(self.values.dtype).float()
 
-    def up_to(self, limits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def up_to(self, limits: Tensor, most: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the columns whose values are not above their row's limit (n,), row after row, and each row's number.
 
         The limits are rounded as the values are, which keeps the order: what was not above one before is not after.
+        None if the columns would surely be more than `most`.
         """
         integers = _integers(self.values.dtype)
         values, bound = self.values.view(integers).numpy(), limits.to(self.values.dtype).view(integers).numpy()
         width = self.groups.shape[1]
-        hits = np.flatnonzero(self.groups.numpy() <= bound[:, None])
+        near = self.groups.numpy() <= bound[:, None]
+        if np.count_nonzero(near) > most:
+            return None
+        hits = np.flatnonzero(near)
         rows = hits // width
         members = np.arange(0, GROUP * width, width)
         places = (hits + (GROUP - 1) * width * rows)[:, None] + members

@@ -13,8 +13,6 @@ from tests.engine.trees import make_tree
 
 QUICK = ["--weights", "embedded", "--size", "64", "--epochs", "1"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):

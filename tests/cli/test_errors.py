@@ -18,7 +18,6 @@ from tests.conftest import assert_refused, write_part
 from tests.engine.trees import make_tree
 from tests.files.test_atomic import largest_file
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = ("--weights", "embedded", "--size", 32, "--epochs", 1)
 
 

@@ -11,7 +11,6 @@ from cfa_cli.files.bundle import load_bundle
 from cfa_cli.records import FitConfig
 from tests.conftest import assert_refused, write_part
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = ("--weights", "embedded", "--size", 32, "--epochs", 1)
 
 

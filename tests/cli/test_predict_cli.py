@@ -16,8 +16,6 @@ import pytest
 from cfa_cli import load_bundle, predict
 from tests.conftest import assert_refused, write_part
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def parts(tmp_path, model):

@@ -81,7 +81,7 @@ def test_ctrl_c_during_training_leaves_nothing(fresh):
     assert left == []
 
 
-def test_the_readmes_python(tmp_path, good_dir, monkeypatch, capsys, one_thread):
+def test_the_readmes_python(tmp_path, good_dir, monkeypatch, capsys):
     """Its blocks, run as they stand, on fewer and smaller images at the paths that they name."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)

@@ -26,8 +26,6 @@ from tests.engine.trees import make_tree
 
 CONFIG = FitConfig(weights="embedded", size=(64, 64), epochs=1)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -58,7 +58,7 @@ def test_values_past_half_precisions_range_are_cut_to_it():
         assert store.levels([0], CPU)[0].flatten().tolist() == [65504, -65504, 1]
 
 
-def test_training_from_a_file_gives_the_same_model(cache, good_dir, one_thread, monkeypatch):
+def test_training_from_a_file_gives_the_same_model(cache, good_dir, monkeypatch):
     config = FitConfig(weights="embedded", size=(32, 32), epochs=1)
     in_memory = fit.fit(good_dir, config).bundle
     monkeypatch.setattr(features, "available_memory", lambda: 0)

@@ -16,7 +16,6 @@ from cfa_cli.engine.fit import split_holdout
 from cfa_cli.errors import InputError, UsageError
 from tests.conftest import GOOD_IMAGES, write_part
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = FitConfig(weights="embedded", size=(32, 32), epochs=1)
 
 

@@ -21,8 +21,6 @@ from cfa_cli.errors import BundleError, DeviceError, InputError, UsageError
 from cfa_cli.records import Source
 from tests.conftest import draw_part, write_part
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def bundle(model):
