@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cfa_cli.model.device import native_bfloat16
 
-MIN_CENTROIDS = 512  # below, the plain search is as quick
+MIN_CENTROIDS = 128  # below, the plain search is as quick
 EXTRA_COLUMNS = 7  # the length of the rest, and both squared lengths in three parts each
 COLUMNS = 64  # of a short vector, or this times a power of two: products run best at multiples of 64
 MEASURING = 27  # times as long as in the product takes a multiplication when a candidate is measured

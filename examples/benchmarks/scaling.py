@@ -86,10 +86,15 @@ def count_images(images: list[Path], weights: str, work: Path, counts: list[int]
     return points
 
 
+def significant(value: float) -> str:
+    """Two digits and all that stand before the point."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
 def table(title: str, points: list[Point]) -> list[str]:
     """A markdown table of points."""
     names = list(points[0])
-    rows = [f"| {' | '.join(f'{point[name]:.0f}' for name in names)} |" for point in points]
+    rows = [f"| {' | '.join(significant(point[name]) for name in names)} |" for point in points]
     return [f"## {title}", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *rows, ""]
 
 
@@ -99,7 +104,7 @@ def plot(found: dict[str, list[Point]], out: Path) -> None:
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
     curves = {
         "time": {"predict_ms": "predict, ms an image", "fit_s": "fit, s"},
@@ -118,7 +123,7 @@ def plot(found: dict[str, list[Point]], out: Path) -> None:
             low, high = axis.get_ylim()
             axis.set_ylim(low / 2, high * 2)  # what hardly changes shall look so
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_locator(NullLocator())
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
@@ -152,7 +157,8 @@ def main() -> None:
     lines = [
         "# How the cost grows",
         "",
-        f"fit: {TRAINED_ON} images, 1 epoch, all included. {describe_machine()}; torch {torch.__version__}.",
+        f"`--preset paper`; fit: {TRAINED_ON} images, 1 epoch, all included. {describe_machine()}, of which "
+        f"{torch.get_num_threads()} in use; torch {torch.__version__}.",
         "",
     ]
     for name, points in found.items():
