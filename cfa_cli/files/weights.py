@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EMBEDDED_BACKBONE = "resnet18"
 EMBEDDED_PATH = Path(__file__).parents[1] / "weights" / "resnet18_embedded.safetensors"
-EMBEDDED_SHA256 = "317b87d7bcb5a4502e6bde64571a8b72ad97cec08b03335246c4bc78c4e17a9c"
+EMBEDDED_SHA256 = "9fb071760f0e1d33596a470992657af0a22dd0685b9f98ae33d4d721a34ebca3"
 EMBEDDED_WARNING = (
     "The ImageNet weights could not be had, so this model uses the weights that come with cfa, which were trained on "
     "generated images and usually find fewer defects; fit again with a network, or with --weights FILE."
