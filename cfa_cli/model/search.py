@@ -29,9 +29,8 @@ from cfa_cli.model.device import native_bfloat16
 MIN_CENTROIDS = 128  # below, the plain search is as quick
 EXTRA_COLUMNS = 7  # the length of the rest, and both squared lengths in three parts each
 COLUMNS = 64  # of a short vector, or this times a power of two: products run best at multiples of 64
-MEASURING = 27  # times as long as in the product takes a multiplication when a candidate is measured
-HANDLING = 180  # multiplications' worth of other work with a candidate
-RETRY = 16  # chunks of queries after which fewer columns are tried again
+MEASURING = 15_000  # multiplications of the product in the time that a candidate takes
+RETRY = 32  # chunks of queries after which fewer columns are tried again
 GROUP = 4  # values whose minimum stands for them
 SAMPLE = 8192  # centroids that the axes come from, at most
 ENOUGH = 0.95  # of the rows are to be settled by the first measurement
@@ -143,9 +142,9 @@ class NeighbourSearch:
         row = torch.cat([rounded, rounded.new_ones(len(rounded), 3), _split(squared_short, self.dtype)], dim=1)
         distances = ShortDistances(row @ chosen.columns)
 
-        # Twice the columns leave about a quarter of the candidates that are measured in vain.
+        # Twice the columns leave half of the candidates that are measured in vain, or fewer.
         columns, count = chosen.columns.shape
-        in_vain = 4 / 3 * columns * count / ((self.bank.shape[1] + HANDLING) * MEASURING)
+        in_vain = 2 * columns * count / MEASURING
         most = int((k + in_vain) * len(queries))
         least = distances.smallest(k)
         start, margin = least.clamp_min(0).sqrt(), self._margins[chosen.axes]
