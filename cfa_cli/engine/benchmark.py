@@ -26,13 +26,11 @@ import torch
 
 from cfa_cli import __version__
 from cfa_cli.engine.evaluate import Job, data_digest, run
-from cfa_cli.engine.fit import check_config
+from cfa_cli.engine.fit import check_config, load_backbone
 from cfa_cli.engine.results import Failure, Results, Run, document, read_results, rows, write_text
 from cfa_cli.engine.tables import markdown
 from cfa_cli.errors import CfaError, UsageError
 from cfa_cli.files.datasets import Dataset
-from cfa_cli.files.weights import load_weights
-from cfa_cli.model.backbone import Backbone, check_backbone_name
 from cfa_cli.model.device import choose_device
 from cfa_cli.records import FitConfig, Progress
 
@@ -158,10 +156,8 @@ def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], 
     choose_device(config.device)
     digests = {}
     for backbone in backbones:
-        check_backbone_name(backbone)
-        weights = load_weights(config.weights, backbone, notify)
-        Backbone(backbone, config.layers, weights.state_dict)
-        digests[backbone] = weights.sha256
+        _, info = load_backbone(replace(config, backbone=backbone), notify)
+        digests[backbone] = info.sha256
     return digests
 
 

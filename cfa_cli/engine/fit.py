@@ -82,7 +82,7 @@ def fit(
         )
     device = choose_device(config.device)
     dtype = backbone_dtype(config.precision, device)
-    backbone, backbone_info = _load_backbone(config, notify)
+    backbone, backbone_info = load_backbone(config, notify)
     # The bundle keeps the weights as they came; the backbone may compute in a shorter type.
     tensors = {f"backbone.{name}": tensor.numpy().copy() for name, tensor in backbone.weights().items()}
     backbone.to(device, dtype).to(memory_format=torch.channels_last)
@@ -191,7 +191,8 @@ def split_holdout(count: int, share: float, seed: int) -> tuple[list[int], list[
     return sorted(order[held:].tolist()), sorted(order[:held].tolist())
 
 
-def _load_backbone(config: FitConfig, notify: Callable[[str], None]) -> tuple[Backbone, BackboneInfo]:
+def load_backbone(config: FitConfig, notify: Callable[[str], None]) -> tuple[Backbone, BackboneInfo]:
+    """Build the backbone with the weights that `config` names. Raises WeightsError, and UsageError for its layers."""
     check_backbone_name(config.backbone)
     weights = load_weights(config.weights, config.backbone, notify)
     with torch.random.fork_rng(devices=[]):  # timm draws weights first, which are replaced

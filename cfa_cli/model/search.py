@@ -108,14 +108,12 @@ class NeighbourSearch:
         if width in self._filters:
             return self._filters[width]
         axes = min(width - EXTRA_COLUMNS, self.bank.shape[1])
-        short = _shorten(self.bank, self.lengths, axes)
-        rounded = short.to(self.dtype)
-        squared = rounded.float().square().sum(1)
-        rows = torch.cat([-2 * rounded, _split(squared, self.dtype), rounded.new_ones(len(rounded), 3)], dim=1)
+        short, squared, rounding = _shorten(self.bank, self.lengths, axes, self.dtype)
+        rows = torch.cat([-2 * short, squared, torch.ones_like(squared)], dim=1)
         padding = rows.new_zeros(-len(rows) % GROUP**2, rows.shape[1])
         padding[:, short.shape[1]] = 1e30  # as a squared length: never a candidate
-        rounding = float((short - rounded.float()).norm(dim=1).max())
-        made = self._filters[width] = Filter(axes, torch.cat([rows, padding]).T.contiguous(), rounding)
+        made = Filter(axes, torch.cat([rows, padding]).T.contiguous(), float(rounding.max()))
+        self._filters[width] = made
         return made
 
     def _search_chunk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +121,7 @@ class NeighbourSearch:
         lengths = queries.square().sum(1)
         self._chunks += 1
         width = self._width if self._chunks % RETRY else max(COLUMNS, self._width // 2)
-        while (found := self._search_by(self._filter(width), queries, lengths, k)) is None:
+        while (found := self._search_by(width, queries, lengths, k)) is None:
             if width >= self.bank.shape[1] + EXTRA_COLUMNS:
                 # Rounding hides what is nearest to vectors so far away, even by all their coordinates.
                 indices = nearest_plain(queries, self.bank, k + SPARE)[1].sort(dim=1).values
@@ -132,14 +130,13 @@ class NeighbourSearch:
         self._width = width
         return found
 
-    def _search_by(self, chosen: Filter, queries: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    def _search_by(self, width: int, queries: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
         """Search by one filter; None if it leaves so many candidates that twice as many columns take less time."""
-        short = _shorten(queries, lengths, chosen.axes)
-        rounded = short.to(self.dtype)
-        rounding = (short - rounded.float()).norm(dim=1) + chosen.rounding
-        squared_short = rounded.float().square().sum(1)
+        chosen = self._filter(width)
+        short, squared_short, rounding = _shorten(queries, lengths, chosen.axes, self.dtype)
+        rounding = rounding + chosen.rounding
         # Both squared lengths are columns of the product: near centroids' distances come out small, and well rounded.
-        row = torch.cat([rounded, rounded.new_ones(len(rounded), 3), _split(squared_short, self.dtype)], dim=1)
+        row = torch.cat([short, torch.ones_like(squared_short), squared_short], dim=1)
         distances = ShortDistances(row @ chosen.columns)
 
         # Twice the columns leave half of the candidates that are measured in vain, or fewer.
@@ -147,11 +144,11 @@ class NeighbourSearch:
         in_vain = 2 * columns * count / MEASURING
         most = int((k + in_vain) * len(queries))
         least = distances.smallest(k)
-        start, margin = least.clamp_min(0).sqrt(), self._margins[chosen.axes]
+        start, margin = least.clamp_min(0).sqrt(), self._margins[width]
         limits = torch.maximum(least, (start + margin).square())
         candidates = distances.up_to(limits, most)
         if candidates is None:
-            self._margins[chosen.axes] = 0.0  # other queries need less
+            self._margins[width] = 0.0  # other queries need less
             return None
         squared, indices = self._measure(queries, lengths, *candidates, k)
         bounds = (squared[:, -1].sqrt() + rounding).square() + PRODUCT_ERROR * (lengths + self.lengths.max())
@@ -161,7 +158,7 @@ class NeighbourSearch:
             if more is None:
                 return None
             squared[missed], indices[missed] = self._measure(queries[missed], lengths[missed], *more, k)
-        self._margins[chosen.axes] = float(torch.quantile(bounds.sqrt() - start, ENOUGH))
+        self._margins[width] = float(torch.quantile(bounds.sqrt() - start, ENOUGH))
         return squared, indices
 
     def _measure(
@@ -245,11 +242,17 @@ def _group_minima(values: Tensor) -> Tensor:
     return values.view(len(values), GROUP, -1).amin(1)
 
 
-def _shorten(vectors: Tensor, squared_lengths: Tensor, axes: int) -> Tensor:
-    """Write vectors (N, D) by their leading coordinates and the length of the rest: (N, axes + 1)."""
+def _shorten(vectors: Tensor, lengths: Tensor, axes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Write vectors (N, D) of squared lengths (N,) by their leading coordinates and the length of the rest, rounded.
+
+    Returns these (N, axes + 1), their squared lengths (N, 3) as `_split` writes them, and what rounding took (N,).
+    """
     leading = vectors[:, :axes]
-    rest = (squared_lengths - leading.square().sum(1)).clamp_min(0).sqrt()
-    return torch.cat([leading, rest[:, None]], dim=1)
+    rest = (lengths - leading.square().sum(1)).clamp_min(0).sqrt()
+    short = torch.cat([leading, rest[:, None]], dim=1)
+    rounded = short.to(dtype)
+    exact = rounded.float()
+    return rounded, _split(exact.square().sum(1), dtype), (short - exact).norm(dim=1)
 
 
 def _split(values: Tensor, dtype: torch.dtype) -> Tensor:

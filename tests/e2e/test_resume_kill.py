@@ -110,14 +110,15 @@ def is_there(group):
 def test_a_benchmark_in_several_processes_ends_them_on_ctrl_c_and_goes_on_from_there(tmp_path):
     categories, out = ["bolt", "nut", "pin", "rod"], tmp_path / "out"
     root = make_tree(tmp_path / "tree", categories)
-    command = [sys.executable, "-m", "cfa_cli", "benchmark", root, "--out", out, "--jobs", "2", "--weights", "embedded"]
+    command = [sys.executable, "-m", "cfa_cli", "benchmark", root, "--out", out, "--jobs", "2"]
+    command += ["--weights", "embedded", "--size", "64"]
 
     def finished():
         return [run["category"] for run in json.loads((out / "results.json").read_text())["runs"]]
 
     # A session of its own: Ctrl-C reaches all processes of a terminal's job, and none may outlive it.
     with subprocess.Popen(
-        [*command, "--size", "64"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
     ) as process:
         while not (out / "results.json").exists() or not finished():
             assert process.poll() is None
@@ -131,6 +132,6 @@ def test_a_benchmark_in_several_processes_ends_them_on_ctrl_c_and_goes_on_from_t
         assert time.monotonic() < deadline
     before = finished()
     assert len(before) < len(categories)
-    told = subprocess.run([*command, "--size", "64"], check=True, capture_output=True, text=True).stderr
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     assert f"{len(before)} of {len(categories)} were done before." in told
     assert sorted(finished()) == categories
