@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from speed import describe_machine
+from speed import describe_machine, run_json, words
 
 HERE = Path(__file__).resolve().parent
 TRAINED_ON = 12  # images: the cost of fit is given per image and epoch
@@ -34,19 +32,9 @@ SIZES = (128, 224, 320, 512, 768, 1024)
 Point = dict[str, float]
 
 
-def run(*arguments: object, stdin: str = "") -> tuple[dict[str, Any], float]:
+def run(*arguments: object) -> tuple[dict[str, Any], float]:
     """Run cfa; return its JSON document and its peak memory in MB."""
-    command = [sys.executable, "-m", "cfa_cli", *map(str, arguments), "--json", "--quiet"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(stdin)
-    process.stdin.close()
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return json.loads(output), usage.ru_maxrss / 1024
+    return run_json(words(*arguments))
 
 
 def repeat(images: list[Path], count: int, folder: Path) -> Path:
