@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from cfa_cli.bundle import load_bundle, save_bundle
+    from cfa_cli.config import FitConfig
     from cfa_cli.engine.fit import fit
     from cfa_cli.engine.predict import predict
     from cfa_cli.errors import CfaError
-    from cfa_cli.files.bundle import load_bundle, save_bundle
-    from cfa_cli.records import Bundle, FitConfig, FitResult, Prediction
+    from cfa_cli.records import Bundle, FitResult, Prediction
 
 __all__ = [
     "Bundle",
@@ -35,10 +36,10 @@ _HOMES = {
     "fit": "cfa_cli.engine.fit",
     "predict": "cfa_cli.engine.predict",
     "CfaError": "cfa_cli.errors",
-    "load_bundle": "cfa_cli.files.bundle",
-    "save_bundle": "cfa_cli.files.bundle",
+    "load_bundle": "cfa_cli.bundle",
+    "save_bundle": "cfa_cli.bundle",
     "Bundle": "cfa_cli.records",
-    "FitConfig": "cfa_cli.records",
+    "FitConfig": "cfa_cli.config",
     "FitResult": "cfa_cli.records",
     "Prediction": "cfa_cli.records",
 }

@@ -7,45 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cfa_cli.config import FitConfig
+
 if TYPE_CHECKING:
     import numpy as np
 
-BankKind = Literal["mean", "ema", "kmeans"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Label = Literal["good", "anomalous"]
+ExportFormat = Literal["onnx", "openvino", "torch"]
 
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Everything that `fit` can be told. The defaults are `--preset default`; see `PRESETS`."""
-
-    backbone: str = "resnet18"
-    layers: tuple[str, ...] | None = None  # strides ("8") or timm module names ("layer2"); None: strides 4, 8, 16
-    weights: str = "auto"  # auto | imagenet | embedded | a file
-    size: tuple[int, int] | None = None  # (height, width) in px; None: the training images' aspect, 224² px
-    crop: tuple[int, int] | None = None  # centre crop after the resize, (height, width) in px
-    bank: BankKind = "kmeans"
-    gamma_c: int = 1  # the bank is compressed to (h*w) / gamma_c centroids
-    gamma_d: int = 1  # the descriptor has C / gamma_d channels
-    neighbours: int = 3  # K = J of the paper's loss
-    score_neighbours: int = 1  # K of the paper's score; 1: the nearest distance itself
-    relative: bool = True  # scores are divided by what is usual for held-out good images at their place
-    epochs: int = 1
-    batch_size: int = 4
-    lr: float = 1e-3
-    weight_decay: float = 5e-4
-    sigma: float = 4.0  # of the score map's Gaussian, px of the network's input
-    holdout: float = 0.2  # share of the good images kept from training, for calibration
-    max_fpr: float = 0.05  # share of good images that the threshold may flag
-    seed: int = 0
-    device: str = "auto"
-    precision: Precision = "auto"
-
-
-PRESETS = {
-    "default": FitConfig(),
-    "paper": FitConfig(size=(224, 224), bank="mean", score_neighbours=3, relative=False, epochs=30),
-}
+IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+BUNDLE_SUFFIX = ".safetensors"
+EXPORT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+MODEL_SUFFIXES = (BUNDLE_SUFFIX, *EXPORT_SUFFIXES.values())
 
 
 @dataclass(frozen=True)
@@ -108,7 +81,7 @@ class Bundle:
     """A trained model: all that `predict` needs.
 
     Tensors (float32 unless said): `descriptor.weight (D, C+2, 1, 1)`, `descriptor.bias (D,)`, `bank (M, D)`,
-    `radius ()`, `usual (h, w)`, by which positions' scores are divided (1 on average), and `backbone.*`.
+    `radius ()`, `baseline (h, w)`, by which positions' scores are divided (1 on average), and `backbone.*`.
     """
 
     config: FitConfig
@@ -118,6 +91,7 @@ class Bundle:
     calibration: Calibration
     provenance: Provenance
     tensors: dict[str, np.ndarray] = field(repr=False)
+    unknown: dict[str, object] = field(default_factory=dict)  # what a newer version wrote: "config.name" -> JSON value
 
 
 @dataclass(frozen=True)

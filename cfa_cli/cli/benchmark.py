@@ -33,7 +33,7 @@ def benchmark(
         list[str] | None, typer.Option(help="Any timm model with feature maps; several are allowed.")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Several are allowed: mean and spread are shown.")] = None,
-    preset: options.PresetOption = options.Preset.DEFAULT,
+    preset: options.PresetOption = "default",
     layers: options.Layers = None,
     weights: options.WeightsOption = None,
     size: options.Size = None,
@@ -77,7 +77,7 @@ def benchmark(
         crop=crop,
         layers=layers,
         weights=weights,
-        bank=bank.value if bank else None,
+        bank=bank,
         gamma_c=gamma_c,
         gamma_d=gamma_d,
         epochs=epochs,
@@ -86,14 +86,14 @@ def benchmark(
         holdout=holdout,
         max_fpr=max_fpr,
         device=device,
-        precision=precision.value if precision else None,
+        precision=precision,
     )
     terminal = render.Terminal(quiet, verbose)  # for its notes; the bars are this command's own
     terminal.note("Starting ...")
+    from cfa_cli.data.datasets import open_dataset
     from cfa_cli.engine.benchmark import benchmark as run_benchmark
     from cfa_cli.engine.results import document
     from cfa_cli.engine.tables import remarks, tables
-    from cfa_cli.files.datasets import open_dataset
 
     with Bars(terminal) as bars:
         results = run_benchmark(

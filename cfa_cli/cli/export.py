@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cfa_cli.cli import options
+from cfa_cli.records import EXPORT_SUFFIXES, ExportFormat
 
 if TYPE_CHECKING:
     from cfa_cli.engine.export import ExportResult
 
 
-class FormatChoice(StrEnum):
-    """What a model can be exported to."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-    TORCH = "torch"
-
-
-SUFFIXES = {FormatChoice.ONNX: ".onnx", FormatChoice.OPENVINO: ".xml", FormatChoice.TORCH: ".pt2"}
-
-
 def export(
     model: options.Model = options.DEFAULT_MODEL,
-    format: Annotated[FormatChoice, typer.Option(help="torch is torch.export's .pt2.")] = FormatChoice.ONNX,
+    format: Annotated[ExportFormat, typer.Option(help="torch is torch.export's .pt2.")] = "onnx",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write; by default the model's name beside it.")
     ] = None,
@@ -65,8 +54,8 @@ def export(
 
         result = run_export(
             model,
-            out or model.with_suffix(SUFFIXES[format]),
-            ExportOptions(format.value, with_resize, dynamic_batch, opset, half),
+            out or model.with_suffix(EXPORT_SUFFIXES[format]),
+            ExportOptions(format, with_resize, dynamic_batch, opset, half),
             images=images,
             calibration=calibration,
             force=force,

@@ -14,7 +14,7 @@ from cfa_cli.errors import ExitCode
 def fit(
     good_dir: Annotated[Path, typer.Argument(help="A folder of good images; its subfolders are searched too.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")] = options.DEFAULT_MODEL,
-    preset: options.PresetOption = options.Preset.DEFAULT,
+    preset: options.PresetOption = "default",
     backbone: options.Backbone = None,
     layers: options.Layers = None,
     weights: options.WeightsOption = None,
@@ -53,7 +53,7 @@ def fit(
         layers=layers,
         backbone=backbone,
         weights=weights,
-        bank=bank.value if bank else None,
+        bank=bank,
         gamma_c=gamma_c,
         gamma_d=gamma_d,
         epochs=epochs,
@@ -63,11 +63,11 @@ def fit(
         holdout=holdout,
         max_fpr=max_fpr,
         device=device,
-        precision=precision.value if precision else None,
+        precision=precision,
     )
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
-        from cfa_cli.files.bundle import check_free, save_bundle
+        from cfa_cli.bundle import check_free, save_bundle
 
         page = out.with_suffix(".html")
         for file in (out, page) if report else (out,):
@@ -78,9 +78,9 @@ def fit(
         written = save_bundle(result.bundle, out, force)
         if report:
             from cfa_cli.cli.predict import score
+            from cfa_cli.data.inputs import find_sources
             from cfa_cli.engine.scorer import load_scorer
-            from cfa_cli.files.inputs import find_sources
-            from cfa_cli.files.report import write_fit_report
+            from cfa_cli.results.report import write_fit_report
 
             scorer, sources = load_scorer(result.bundle, device), find_sources([str(good_dir)])
             write_fit_report(page, result, score(scorer, sources, result.bundle.calibration, True, terminal))

@@ -15,8 +15,8 @@ def info(
     json: options.Json = False,
 ) -> None:
     """Show what a model is: its backbone, geometry, threshold and where it comes from."""
+    from cfa_cli.bundle import load_bundle
     from cfa_cli.cli import describe, render
-    from cfa_cli.files.bundle import load_bundle
 
     model = load_bundle(bundle)
     if json:

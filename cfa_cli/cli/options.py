@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cfa_cli.config import PRESETS, BankKind, FitConfig, Precision, Preset
 from cfa_cli.errors import UsageError
-from cfa_cli.records import PRESETS, FitConfig
 
 DEFAULT_MODEL = Path("cfa-model.safetensors")
-
-
-class Preset(StrEnum):
-    """Named sets of defaults."""
-
-    DEFAULT = "default"
-    PAPER = "paper"
-
-
-class PrecisionChoice(StrEnum):
-    """Number formats of the backbone."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class BankChoice(StrEnum):
-    """Ways to build the memory bank."""
-
-    MEAN = "mean"
-    EMA = "ema"
-    KMEANS = "kmeans"
 
 
 Model = Annotated[Path, typer.Option("--model", "-m", help="The model to use.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 PrecisionOption = Annotated[
-    PrecisionChoice | None,
+    Precision | None,
     typer.Option(help="The backbone's numbers; auto: bfloat16 where the processor multiplies it natively."),
 ]
 MaxFpr = Annotated[float | None, typer.Option(help="Share of good images that the threshold may flag.")]
@@ -68,7 +43,7 @@ Size = Annotated[
     str | None, typer.Option(help="The network's input in px: 256, HEIGHTxWIDTH, or auto (the images' aspect).")
 ]
 Crop = Annotated[str | None, typer.Option(help="Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH.")]
-Bank = Annotated[BankChoice | None, typer.Option(help="How the memory bank is built.")]
+Bank = Annotated[BankKind | None, typer.Option(help="How the memory bank is built.")]
 GammaC = Annotated[int | None, typer.Option(help="Compress the bank to (h*w)/GAMMA_C centroids.")]
 GammaD = Annotated[int | None, typer.Option(help="Reduce the descriptor to C/GAMMA_D channels.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
@@ -91,7 +66,7 @@ def build_config(
         changes["crop"] = parse_size(crop, "--crop")
     if layers is not None:
         changes["layers"] = tuple(part.strip() for part in layers.split(",") if part.strip())
-    return replace(PRESETS[preset.value], **changes)  # type: ignore[arg-type]
+    return replace(PRESETS[preset], **changes)  # type: ignore[arg-type]
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:

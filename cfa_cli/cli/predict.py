@@ -17,7 +17,7 @@ from cfa_cli.records import Bundle, Calibration, Prediction
 
 if TYPE_CHECKING:
     from cfa_cli.cli.render import Terminal
-    from cfa_cli.files.scores import Row
+    from cfa_cli.results.scores import Row
 
 WORST_SHOWN = 10
 SAVE_CHOICES = ("overlay", "map", "mask", "heatmap", "none")
@@ -69,18 +69,18 @@ def predict(
         terminal.note("Starting ...")
         from dataclasses import replace
 
-        from cfa_cli.files.bundle import check_there
-        from cfa_cli.files.inputs import find_sources
+        from cfa_cli.bundle import check_there
+        from cfa_cli.data.inputs import find_sources
 
         # What was mistyped is said before torch is imported, which takes seconds.
         sources = find_sources(paths, sys.stdin) if paths else []
         check_there(model)
         from cfa_cli.engine.calibrate import recalibrate
         from cfa_cli.engine.runtimes import load_model
-        from cfa_cli.files.outputs import ResultWriter
-        from cfa_cli.files.report import write_report
+        from cfa_cli.results.report import write_report
+        from cfa_cli.results.writer import ResultWriter
 
-        bundle, scorer = load_model(model, device, precision.value if precision else None)
+        bundle, scorer = load_model(model, device, precision)
         bundle = replace(bundle, calibration=recalibrate(bundle.calibration, max_fpr, threshold))
         if bundle.backbone.warning:
             terminal.warn(bundle.backbone.warning)
@@ -97,7 +97,7 @@ def predict(
                 summary.add(row)
             waiting = [source for source in sources if not writer.is_done(source)]
             if watch is not None:
-                from cfa_cli.cli.watching import watch_folder
+                from cfa_cli.cli.watch import watch_folder
 
                 watch_folder(scorer, watch, bundle.calibration.threshold, writer, out, summary.add, terminal, json)
             for prediction in score(scorer, waiting, bundle.calibration, bool(saved), terminal):

@@ -1,4 +1,4 @@
-"""What training starts from and what scores are compared with: the memory bank, and what is usual at each position."""
+"""The memory bank, which training starts from, and the baseline of each position, which scores are divided by."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from itertools import count, repeat
 import torch
 from torch import Tensor
 
+from cfa_cli.config import FitConfig
 from cfa_cli.engine.features import FeatureStore
 from cfa_cli.engine.workers import Workers
 from cfa_cli.model.bank import KMEANS_ITERATIONS, compress, ema_bank, kmeans_bank, mean_bank
 from cfa_cli.model.descriptor import Descriptor
-from cfa_cli.model.scoremap import position_scores, usual_scores
+from cfa_cli.model.scoremap import position_baseline, position_scores
 from cfa_cli.model.search import NeighbourSearch
-from cfa_cli.records import FitConfig, Progress, ProgressCallback
+from cfa_cli.records import Progress, ProgressCallback
 
 
 def build_bank(
@@ -67,18 +68,18 @@ def score_positions(
     return torch.stack(scores)
 
 
-def usual_for_each(positions: Tensor, relative: bool) -> Iterator[Tensor]:
-    """Yield what is usual at each position (h, w): of all held-out images (n, h, w), then of all but the first, ...
+def leave_one_out_baselines(positions: Tensor, normalize: bool) -> Iterator[Tensor]:
+    """Yield baselines (h, w) from held-out scores (n, h, w): of all images, then of all but the first, and so on.
 
-    Parts of a product differ in how much good ones vary there; what is unusual at a quiet place is not at a busy one.
-    An image that is judged by what is usual must not have a say in it, so that thresholds hold for new images as well.
-    Ones throughout, if scores are not to be `relative`.
+    Good parts vary more at some positions than at others, so the same score means less there. A held-out image is
+    judged by the baseline of the other images alone: only then does its score tell how a new image would score.
+    Without `normalize` every baseline is 1.
     """
-    if not relative:
+    if not normalize:
         yield from repeat(torch.ones_like(positions[0]), 1 + len(positions))
         return
     scores = positions.double()
     total, squares = scores.sum(0), scores.square().sum(0)
-    yield usual_scores(len(scores), total, squares)
+    yield position_baseline(len(scores), total, squares)
     for own in scores:
-        yield usual_scores(len(scores) - 1, total - own, squares - own.square())
+        yield position_baseline(len(scores) - 1, total - own, squares - own.square())

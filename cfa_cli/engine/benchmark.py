@@ -25,14 +25,15 @@ import timm
 import torch
 
 from cfa_cli import __version__
+from cfa_cli.config import FitConfig
+from cfa_cli.data.datasets import Dataset
 from cfa_cli.engine.evaluate import Job, data_digest, run
-from cfa_cli.engine.fit import check_config, load_backbone
+from cfa_cli.engine.fit import load_backbone
 from cfa_cli.engine.results import Failure, Results, Run, document, read_results, rows, write_text
 from cfa_cli.engine.tables import markdown
 from cfa_cli.errors import CfaError, UsageError
-from cfa_cli.files.datasets import Dataset
 from cfa_cli.model.device import choose_device
-from cfa_cli.records import FitConfig, Progress
+from cfa_cli.records import Progress
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,6 @@ def versions() -> dict[str, str]:
 
 def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], None]) -> dict[str, str]:
     """Find what would fail in every run before the first one: options, device, weights. Returns the weights' sha256."""
-    check_config(config)
     choose_device(config.device)
     digests = {}
     for backbone in backbones:

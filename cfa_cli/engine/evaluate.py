@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cfa_cli.bundle import save_bundle
+from cfa_cli.config import FitConfig
+from cfa_cli.data.datasets import Category, TestImage, read_mask
 from cfa_cli.engine.fit import fit
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
 from cfa_cli.engine.results import Run, RunKey
 from cfa_cli.engine.scorer import load_scorer, score_sources
 from cfa_cli.errors import InputError
-from cfa_cli.files.bundle import save_bundle
-from cfa_cli.files.datasets import Category, TestImage, read_mask
-from cfa_cli.files.outputs import write_picture
-from cfa_cli.files.overlays import resize_map
-from cfa_cli.records import Bundle, FitConfig, Progress, ProgressCallback, Source
+from cfa_cli.geometry import resize_map
+from cfa_cli.records import Bundle, Progress, ProgressCallback, Source
+from cfa_cli.results.writer import write_picture
 
 _ASPECT_TOLERANCE = 0.02  # a mask may be of another size than its image, but not of another shape
 

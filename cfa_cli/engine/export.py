@@ -21,15 +21,15 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from cfa_cli import __version__
-from cfa_cli.engine.runtimes import EXPORT_KEY, SUFFIXES, TORCH_FILE, Format, import_extra, load_exported, prepare
+from cfa_cli.atomic import atomic_path
+from cfa_cli.bundle import check_free, load_bundle, to_metadata
+from cfa_cli.engine.runtimes import EXPORT_KEY, TORCH_FILE, import_extra, load_exported, prepare
 from cfa_cli.engine.scorer import NetworkScorer, build_network
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
 from cfa_cli.errors import CfaError, ExportError, InputError, UsageError
-from cfa_cli.files.atomic import atomic_path
-from cfa_cli.files.bundle import check_free, load_bundle, to_metadata
 from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
 from cfa_cli.model.network import Network
-from cfa_cli.records import Bundle, Geometry, Progress, ProgressCallback
+from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Geometry, Progress, ProgressCallback
 
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
 HALF_TOLERANCE = 1e-2
@@ -43,7 +43,7 @@ Write = Callable[[Path, dict[str, str]], None]  # to a path, with metadata
 class ExportOptions:
     """What `export` can be told."""
 
-    format: Format = "onnx"
+    format: ExportFormat = "onnx"
     resize: bool = False  # the graph takes uint8 images of any size
     dynamic_batch: bool = False  # any number of images at once, else one
     opset: int | None = None  # of ONNX; None: torch's default
@@ -120,7 +120,7 @@ def export(
 
 def check_options(options: ExportOptions, out: Path, int8: bool) -> None:
     """Raise UsageError for options that do not go with the format, or each other."""
-    suffix = SUFFIXES[options.format]
+    suffix = EXPORT_SUFFIXES[options.format]
     if out.suffix.lower() != suffix:
         raise UsageError(
             f"--out {out} does not end in {suffix}, by which the format is known.", f"Use {out.with_suffix(suffix)}."

@@ -17,34 +17,25 @@ import torch
 from torch import Tensor
 
 from cfa_cli import __version__
-from cfa_cli.engine.bank import build_bank, score_positions, usual_for_each
-from cfa_cli.engine.calibrate import calibrate, check_max_fpr
+from cfa_cli.config import FitConfig
+from cfa_cli.data.images import read_image
+from cfa_cli.data.inputs import find_good_images
+from cfa_cli.engine.bank import build_bank, leave_one_out_baselines, score_positions
+from cfa_cli.engine.calibrate import calibrate
 from cfa_cli.engine.features import FeatureStore
 from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.scorer import BATCH_SIZE
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.engine.workers import Workers
 from cfa_cli.errors import ImageError, InputError, UsageError
-from cfa_cli.files.images import read_image
-from cfa_cli.files.inputs import find_good_images
-from cfa_cli.files.weights import load_weights
+from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone, check_backbone_name
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device
 from cfa_cli.model.network import extract_levels
-from cfa_cli.model.preprocess import to_input
 from cfa_cli.model.scoremap import ScoreMap
-from cfa_cli.records import (
-    BackboneInfo,
-    Bundle,
-    FitConfig,
-    FitResult,
-    Geometry,
-    Progress,
-    ProgressCallback,
-    Provenance,
-    Source,
-)
+from cfa_cli.records import BackboneInfo, Bundle, FitResult, Geometry, Progress, ProgressCallback, Provenance, Source
+from cfa_cli.weights.loading import load_weights
 
 FEW_IMAGES = 20
 AUTO_PIXELS = 224 * 224
@@ -69,7 +60,6 @@ def fit(
     """
     start = time.perf_counter()
     config = config or FitConfig()
-    check_config(config)
     folder, paths = None, []
     if isinstance(good, str | Path):
         folder = Path(good)
@@ -120,9 +110,9 @@ def fit(
         descriptor.requires_grad_(False)
         positions = score_positions(store, holdout, descriptor, bank, config, progress)
 
-    usual, *usual_of_others = usual_for_each(positions, config.relative)
+    baseline, *baselines_without = leave_one_out_baselines(positions, config.normalize_positions)
     score_map = ScoreMap(grid, geometry.input_size, config.sigma)
-    maps = [score_map(own / others).numpy() for own, others in zip(positions, usual_of_others, strict=True)]
+    maps = [score_map(own / others).numpy() for own, others in zip(positions, baselines_without, strict=True)]
     scores = [float(each.max()) for each in maps]
     if not all(map(math.isfinite, (*losses, *scores))) or not bool(descriptor.weight.isfinite().all()):
         raise UsageError(
@@ -133,7 +123,7 @@ def fit(
         "descriptor.bias": descriptor.bias.cpu().numpy(),
         "bank": bank.cpu().numpy(),
         "radius": radius.cpu().numpy(),
-        "usual": usual.numpy(),
+        "baseline": baseline.numpy(),
     }
     bundle = Bundle(
         config=config,
@@ -153,35 +143,6 @@ def fit(
         seconds=time.perf_counter() - start,
         warnings=tuple(_warnings(bundle, len(usable))),
     )
-
-
-def check_config(config: FitConfig) -> None:
-    """Raise UsageError for values out of range or that do not fit together."""
-    check_max_fpr(config.max_fpr)
-    for value, least, option in [
-        (config.gamma_c, 1, "--gamma-c"),
-        (config.gamma_d, 1, "--gamma-d"),
-        (config.batch_size, 1, "--batch-size"),
-        (config.epochs, 0, "--epochs"),
-        (config.neighbours, 1, "neighbours"),
-        (config.score_neighbours, 1, "score_neighbours"),
-    ]:
-        if value < least:
-            raise UsageError(f"{option} {value} is too small.", f"The smallest is {least}.")
-    if not 0 < config.lr < math.inf:
-        raise UsageError(f"--lr {config.lr} is not a positive number.", "The paper's is 0.001.")
-    if not 0 <= config.seed < 2**32:
-        raise UsageError(f"--seed {config.seed} is out of range.", f"Seeds go from 0 to {2**32 - 1}.")
-    if not 0 < config.holdout < 1:
-        raise UsageError(f"--holdout {config.holdout} is not between 0 and 1.", "Use for example --holdout 0.2.")
-    if config.crop is not None:
-        if config.size is None:
-            raise UsageError("--crop needs a fixed --size.", "The paper's is --size 256 --crop 224.")
-        if config.crop[0] > config.size[0] or config.crop[1] > config.size[1]:
-            raise UsageError("--crop is larger than --size.", "The paper's is --size 256 --crop 224.")
-    for side in (*(config.size or ()), *(config.crop or ())):
-        if not 32 <= side <= 4096:
-            raise UsageError(f"A size of {side} px is out of range.", "Sizes go from 32 to 4096 px.")
 
 
 def split_holdout(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:

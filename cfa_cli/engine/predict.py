@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cfa_cli.config import Precision
+from cfa_cli.data.inputs import find_sources
 from cfa_cli.engine.calibrate import recalibrate
 from cfa_cli.engine.scorer import load_scorer, score_sources
-from cfa_cli.files.inputs import find_sources
-from cfa_cli.files.overlays import resize_map
-from cfa_cli.records import Bundle, Precision, Prediction
+from cfa_cli.geometry import resize_map
+from cfa_cli.records import Bundle, Prediction
 
 
 def predict(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from cfa_cli.data.images import read_image
 from cfa_cli.errors import ImageError
-from cfa_cli.files.images import read_image
 from cfa_cli.records import Source
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from cfa_cli.atomic import atomic_path
+from cfa_cli.config import FitConfig
 from cfa_cli.errors import InputError
-from cfa_cli.files.atomic import atomic_path
-from cfa_cli.records import FitConfig
 
-VERSION = 1  # of results.json
+VERSION = 2  # of results.json
 METRICS = {  # in the order of the field's tables
     "image_auroc": "image AUROC",
     "image_f1max": "image F1-max",
@@ -150,7 +150,9 @@ def read_results(out: Path, fresh: Results) -> Results:
         if stored["version"] > VERSION:
             raise InputError(f"{path} was written by a newer cfa.", "Update cfa, or choose another --out.")
         runs = tuple(Run(**_lists_to_tuples(run)) for run in stored["runs"])
-        dataset, options = stored["dataset"], stored["config"]
+        dataset, options = stored["dataset"], {**_shared_options(FitConfig()), **stored["config"]}
+        if stored["version"] < 2:
+            options["normalize_positions"] = options.pop("relative")
     except FileNotFoundError:
         return fresh
     except (OSError, ValueError, KeyError, TypeError) as error:

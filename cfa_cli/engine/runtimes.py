@@ -8,22 +8,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cfa_cli.bundle import METADATA_KEY, check_there, from_metadata, load_bundle
+from cfa_cli.config import Precision
 from cfa_cli.engine.scorer import Scorer, load_scorer
 from cfa_cli.errors import BundleError, CfaError, DeviceError, ImageError, UsageError
-from cfa_cli.files.bundle import METADATA_KEY, check_there, from_metadata, load_bundle
+from cfa_cli.geometry import to_input
 from cfa_cli.model.deployed import INPUT, OUTPUTS
 from cfa_cli.model.device import choose_device
-from cfa_cli.model.preprocess import to_input
-from cfa_cli.records import Bundle, Geometry, Precision
+from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Geometry
 
-Format = Literal["onnx", "openvino", "torch"]
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 EXPORT_KEY = "cfa_export"  # of the metadata: what the export is, and how it was verified
 TORCH_FILE = "cfa.json"  # the metadata's name within a .pt2 file
 _EXTRAS = {"onnx": "onnx onnxscript onnxruntime", "openvino": "openvino", "nncf": "nncf"}
@@ -74,7 +73,7 @@ def load_model(path: str | Path, device: str = "auto", precision: Precision | No
     Raises BundleError if it cannot be used or its runtime is not installed, UsageError, DeviceError.
     """
     path = Path(path)
-    name = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()), None)
+    name = next((name for name, suffix in EXPORT_SUFFIXES.items() if suffix == path.suffix.lower()), None)
     if name is None:
         bundle = load_bundle(path)
         return bundle, load_scorer(bundle, device, precision)
@@ -87,7 +86,7 @@ def load_model(path: str | Path, device: str = "auto", precision: Precision | No
     return load_exported(path, name, device)
 
 
-def load_exported(path: Path, name: Format, device: str = "auto") -> tuple[Bundle, ExportedScorer]:
+def load_exported(path: Path, name: ExportFormat, device: str = "auto") -> tuple[Bundle, ExportedScorer]:
     """Load an exported model of a known format. Raises BundleError, DeviceError."""
     openers = {"onnx": _open_onnx, "openvino": _open_openvino, "torch": _open_torch}
     try:

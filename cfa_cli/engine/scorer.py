@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from cfa_cli.config import Precision
 from cfa_cli.engine.calibrate import normalize
 from cfa_cli.engine.reading import Decoded, read_ahead
 from cfa_cli.engine.workers import Workers
 from cfa_cli.errors import BundleError, CfaError, DeviceError
+from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device
 from cfa_cli.model.network import Network
-from cfa_cli.model.preprocess import to_input
-from cfa_cli.records import Bundle, Geometry, Label, Precision, Prediction, Source
+from cfa_cli.records import Bundle, Geometry, Label, Prediction, Source
 
 BATCH_SIZE = 8
 
@@ -117,7 +118,7 @@ def build_network(bundle: Bundle) -> Network:
         backbone,
         descriptor,
         tensors["bank"],
-        tensors["usual"],
+        tensors["baseline"],
         geometry.input_size,
         config.score_neighbours,
         config.sigma,

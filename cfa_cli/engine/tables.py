@@ -9,8 +9,8 @@ from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
+from cfa_cli.config import PRESETS, FitConfig
 from cfa_cli.engine.results import METRICS, Figure, Results, average, figure
-from cfa_cli.records import PRESETS, FitConfig
 
 MVTEC = "MVTec AD"  # the one data set that CFA's published figures are of
 _EMPTY = "-"

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from cfa_cli.config import FitConfig
 from cfa_cli.engine.features import FeatureStore
 from cfa_cli.engine.workers import Workers
 from cfa_cli.model.descriptor import Descriptor, describe
 from cfa_cli.model.loss import INITIAL_RADIUS, coupled_hypersphere_loss
 from cfa_cli.model.search import NeighbourSearch
-from cfa_cli.records import FitConfig
 
 EpochCallback = Callable[[int, int, float], None]  # epoch from 1, images done in it, mean loss so far
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfa_cli.data.images import read_image
+from cfa_cli.data.inputs import find_images
 from cfa_cli.engine.runtimes import ExportedScorer
 from cfa_cli.engine.scorer import BATCH_SIZE, Scorer
-from cfa_cli.files.images import read_image
-from cfa_cli.files.inputs import find_images
 from cfa_cli.records import Geometry, Progress, ProgressCallback
 
 IMAGES = 16  # at most, evenly spaced over the folder's

@@ -8,8 +8,8 @@ from threading import Event
 
 import numpy as np
 
+from cfa_cli.data.watch import Arrivals
 from cfa_cli.engine.scorer import BATCH_SIZE, Scorer, score_sources
-from cfa_cli.files.arrivals import Arrivals
 from cfa_cli.records import Prediction, Source
 
 

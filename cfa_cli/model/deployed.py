@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from cfa_cli.geometry import resize_and_crop
 from cfa_cli.model.descriptor import coordinates, is_efficientnet, pool_levels
 from cfa_cli.model.network import Network
-from cfa_cli.model.preprocess import crop_offsets
 from cfa_cli.model.scoremap import image_scores, position_scores
 from cfa_cli.records import Geometry
 
@@ -32,7 +32,7 @@ class DeployedNetwork(nn.Module):
     mean: Tensor
     std: Tensor
     thresholds: Tensor
-    usual: Tensor
+    baseline: Tensor
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("lengths", bank.square().sum(1))
         self.register_buffer("mean", torch.tensor(geometry.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(geometry.std).view(3, 1, 1))
-        self.register_buffer("usual", network.usual)
+        self.register_buffer("baseline", network.baseline)
         self.register_buffer("thresholds", torch.tensor([threshold, pixel_threshold]))
         if half:
             store_half(self)
@@ -72,7 +72,7 @@ class DeployedNetwork(nn.Module):
         maps = self.backbone((images - self.mean) / self.std)
         levels = pool_levels(maps, divide_by_channels=is_efficientnet(self.backbone.name))
         squared = self._nearest(self._describe(levels).flatten(2).transpose(1, 2))
-        score_maps = self.score_map(position_scores(squared).view(-1, *levels[0].shape[2:]) / self.usual)
+        score_maps = self.score_map(position_scores(squared).view(-1, *levels[0].shape[2:]) / self.baseline)
         scores = image_scores(score_maps)
         threshold, pixel_threshold = self.thresholds[0], self.thresholds[1]
         return scores, scores / (scores + threshold), score_maps, threshold, pixel_threshold
@@ -101,29 +101,6 @@ class DeployedNetwork(nn.Module):
             values = torch.topk(distances, self.neighbours, dim=1, largest=False).values
             nearest.append(values.view(-1, chunk.shape[1], self.neighbours))
         return torch.cat(nearest, dim=1) + queries.square().sum(2, keepdim=True)
-
-
-def resize_and_crop(images: Tensor, geometry: Geometry) -> Tensor:
-    """Do to images (B, 3, h, w) of any size what `to_input` does: bilinear with antialiasing, then the centre.
-
-    The filter is separable: one matrix for the rows and one for the columns, made from the size at hand. So the result
-    is the same in every runtime, whatever its own operator for resizing does.
-    """
-    top, left = crop_offsets(geometry)
-    height, width = geometry.input_size
-    rows = triangle_filter(images.shape[2], geometry.size[0])[top : top + height]
-    columns = triangle_filter(images.shape[3], geometry.size[1])[left : left + width]
-    return rows @ images @ columns.T
-
-
-def triangle_filter(source: int, target: int) -> Tensor:
-    """Return the (target, source) float32 matrix that resizes; the triangle is as wide as the larger pixel."""
-    # In whole numbers, so that centres are exact: of output pixel i, (2 i + 1) / (2 target) of the side.
-    distance = (2 * torch.arange(source) + 1) * target - (2 * torch.arange(target)[:, None] + 1) * source
-    distance = distance.abs().float()
-    # source or target may be symbolic, so the larger of the two is taken on the quotients
-    weights = (1 - torch.minimum(distance / (2 * source), distance / (2 * target))).clamp_min(0)
-    return weights / weights.sum(1, keepdim=True)
 
 
 class _Widen(nn.Module):

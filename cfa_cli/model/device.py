@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from cfa_cli.config import Precision
 from cfa_cli.errors import DeviceError, UsageError
-from cfa_cli.records import Precision
 
 
 def choose_device(name: str) -> torch.device:

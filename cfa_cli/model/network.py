@@ -17,20 +17,20 @@ from cfa_cli.model.search import NeighbourSearch, nearest_plain
 class Network(nn.Module):
     """Backbone, descriptor, bank and score map.
 
-    bank (M, D) and usual (h, w) float32: positions' scores are divided by the latter. `input_size` (H, W) and `sigma`
-    are in px of the input, `neighbours` is the score's K. The backbone may run in a shorter type (see
+    bank (M, D) and baseline (h, w) float32: each position's score is divided by its baseline. `input_size` (H, W) and
+    `sigma` are in px of the input, `neighbours` is the score's K. The backbone may run in a shorter type (see
     `backbone_dtype`); everything after it is float32.
     """
 
     bank: Tensor
-    usual: Tensor
+    baseline: Tensor
 
     def __init__(
         self,
         backbone: Backbone,
         descriptor: Descriptor,
         bank: Tensor,
-        usual: Tensor,
+        baseline: Tensor,
         input_size: tuple[int, int],
         neighbours: int,
         sigma: float,
@@ -38,8 +38,8 @@ class Network(nn.Module):
         super().__init__()
         self.backbone, self.descriptor, self.neighbours = backbone, descriptor, neighbours
         self.register_buffer("bank", bank)
-        self.register_buffer("usual", usual)
-        self.score_map = ScoreMap((usual.shape[0], usual.shape[1]), input_size, sigma)
+        self.register_buffer("baseline", baseline)
+        self.score_map = ScoreMap((baseline.shape[0], baseline.shape[1]), input_size, sigma)
         self.search: NeighbourSearch | None = None  # None: the plain search
 
     def use_quick_search(self) -> None:
@@ -58,7 +58,7 @@ class Network(nn.Module):
         queries = descriptors.reshape(-1, channels)
         search = self.search or partial(nearest_plain, bank=self.bank)
         squared, _ = search(queries, k=self.neighbours)
-        maps = self.score_map(position_scores(squared).view(batch, height, width) / self.usual)
+        maps = self.score_map(position_scores(squared).view(batch, height, width) / self.baseline)
         return image_scores(maps), maps
 
 

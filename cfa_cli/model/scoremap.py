@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-USUAL_SIGMA = 2.0  # positions: neighbours' statistics are pooled, as held-out images are few
-USUAL_SPREADS = 2.0  # standard deviations above the mean that are still usual
-USUAL_PRIOR = 8  # images' worth of the assumption that all positions are alike
-USUAL_FLOOR = 0.05  # of the average: where good images do not differ at all, rounding is no defect
+BASELINE_SIGMA = 2.0  # positions: neighbours' statistics are pooled, as held-out images are few
+BASELINE_SPREADS = 2.0  # standard deviations above the mean that the baseline allows for
+BASELINE_PRIOR = 8  # images' worth of the assumption that all positions are alike
+BASELINE_FLOOR = 0.05  # of the average: where good images do not differ at all, rounding is no defect
 
 
 def position_scores(squared: Tensor) -> Tensor:
@@ -20,21 +20,21 @@ def position_scores(squared: Tensor) -> Tensor:
     return torch.softmax(-distances, dim=-1)[..., 0] * distances[..., 0]
 
 
-def usual_scores(count: int, total: Tensor, squares: Tensor) -> Tensor:
-    """Return by how much each position's scores are usually higher or lower than elsewhere on good images.
+def position_baseline(count: int, total: Tensor, squares: Tensor) -> Tensor:
+    """Return the baseline of each position: how much higher or lower good images score there than elsewhere.
 
-    `total` and `squares` (h, w) are sums over `count` images of their position scores and of these squared. Usual is
-    the mean plus two standard deviations, smoothed over neighbouring positions and brought to an average of 1; the
-    fewer images, the closer to 1 everywhere. Returns (h, w) float32 > 0.
+    `total` and `squares` (h, w) are sums over `count` images of their position scores and of these squared. The
+    baseline is the mean plus two standard deviations, smoothed over neighbouring positions and brought to an average
+    of 1; the fewer images, the closer to 1 everywhere. Returns (h, w) float32 > 0.
     """
     if count == 0 or not float(total.sum()) > 0:
         return torch.ones_like(total, dtype=torch.float32)
     mean = total.double() / count
     spread = (squares.double() / count - mean.square()).clamp_min(0).sqrt()
-    rows, columns = (_gaussian_matrix(side, USUAL_SIGMA).to(mean) for side in mean.shape)
-    usual = rows @ (mean + USUAL_SPREADS * spread) @ columns.T
-    usual = (count * usual / usual.mean() + USUAL_PRIOR) / (count + USUAL_PRIOR)
-    return usual.clamp_min(USUAL_FLOOR).float()
+    rows, columns = (_gaussian_matrix(side, BASELINE_SIGMA).to(mean) for side in mean.shape)
+    baseline = rows @ (mean + BASELINE_SPREADS * spread) @ columns.T
+    baseline = (count * baseline / baseline.mean() + BASELINE_PRIOR) / (count + BASELINE_PRIOR)
+    return baseline.clamp_min(BASELINE_FLOOR).float()
 
 
 class ScoreMap(nn.Module):

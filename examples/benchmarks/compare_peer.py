@@ -33,13 +33,14 @@ import cv2
 import torch
 import torchvision
 
+from cfa_cli.atomic import atomic_path
+from cfa_cli.bundle import load_bundle
+from cfa_cli.config import PRESETS
+from cfa_cli.data.datasets import Category, open_dataset, read_mask
 from cfa_cli.engine.metrics import PixelMetrics
 from cfa_cli.engine.scorer import load_scorer, score_sources
-from cfa_cli.files.atomic import atomic_path
-from cfa_cli.files.bundle import load_bundle
-from cfa_cli.files.datasets import Category, open_dataset, read_mask
-from cfa_cli.files.weights import load_weights
-from cfa_cli.records import PRESETS, Source
+from cfa_cli.records import Source
+from cfa_cli.weights.loading import load_weights
 
 HERE = Path(__file__).resolve().parent
 METRICS = ("image_auroc", "image_f1max", "pixel_auroc", "aupro", "pixel_f1max")

@@ -17,8 +17,8 @@ from cfa_cli.engine.export import ExportOptions, export
 from cfa_cli.engine.scorer import load_scorer
 from cfa_cli.engine.verify import read_images, time_scorer
 from cfa_cli.errors import ExportError
+from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
-from cfa_cli.model.preprocess import to_input
 from cfa_cli.records import Geometry
 
 BACKBONES = ("resnet18", "wide_resnet50_2", "vgg19_bn", "efficientnet_b5")

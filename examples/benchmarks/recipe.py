@@ -21,18 +21,19 @@ import torch
 from safetensors.torch import save_file
 
 from cfa_cli import FitConfig, fit
+from cfa_cli.atomic import atomic_path
+from cfa_cli.config import PRESETS
+from cfa_cli.data.datasets import Category, open_dataset, read_mask
 from cfa_cli.engine.metrics import PixelMetrics, image_metrics
 from cfa_cli.engine.scorer import load_scorer, score_sources
-from cfa_cli.files.atomic import atomic_path
-from cfa_cli.files.datasets import Category, open_dataset, read_mask
-from cfa_cli.files.overlays import resize_map
-from cfa_cli.records import PRESETS, Source
+from cfa_cli.geometry import resize_map
+from cfa_cli.records import Source
 
 DEFAULT = PRESETS["default"]
 ROWS: dict[str, FitConfig] = {
     "default": DEFAULT,
     "the paper, but 5 epochs": replace(PRESETS["paper"], epochs=5),
-    "scores not relative": replace(DEFAULT, relative=False),
+    "scores not relative": replace(DEFAULT, normalize_positions=False),
     "scores by softmin, K = 3": replace(DEFAULT, score_neighbours=3),
     "bank: mean, 5 epochs": replace(DEFAULT, bank="mean", epochs=5),
     "bank: ema": replace(DEFAULT, bank="ema"),

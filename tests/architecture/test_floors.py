@@ -10,7 +10,10 @@ import pytest
 import cfa_cli
 
 ROOT = Path(cfa_cli.__file__).parent
-FLOORS = {"errors": 0, "records": 0, "model": 1, "files": 1, "engine": 2, "cli": 3, "__main__": 4}
+FLOORS = {"errors": 0, "config": 0, "records": 0}
+FLOORS |= {"atomic": 1, "bundle": 1, "geometry": 1, "data": 1, "model": 1, "results": 1, "weights": 1}
+FLOORS |= {"engine": 2, "cli": 3, "__main__": 4}
+ROOMS = ("data", "model", "results", "weights")  # of floor 1: none of them imports another
 HEAVY = ("torch", "cv2", "sklearn", "timm", "torchvision", "scipy")
 
 
@@ -40,7 +43,7 @@ def test_imports_point_down(path):
         return
     for other in imported_rooms(path):
         assert FLOORS[other] <= FLOORS[own], f"{path} imports {other}"
-        if FLOORS[other] == FLOORS[own] == 1:
+        if own in ROOMS and other in ROOMS:
             assert other == own, f"{path} imports {other}"
         if own == "cli":
             assert other != "model", f"{path} imports {other}"

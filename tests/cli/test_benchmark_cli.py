@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cfa_cli.__main__ import run
-from cfa_cli.files.datasets import KNOWN
+from cfa_cli.data.datasets import KNOWN
 from tests.engine.trees import make_tree
 
 QUICK = ["--weights", "embedded", "--size", "64", "--epochs", "1"]
@@ -64,7 +64,7 @@ def test_a_failed_category_is_told_and_exits_with_8(tree, tmp_path, capsys):
         (["mvtek"], 2, "Did you mean mvtec?"),
         (["TREE", "--category", "skrew"], 2, "Did you mean screw?"),
         (["TREE", "--weights", "nowhere.pth"], 5, "nowhere.pth"),
-        (["TREE", "--epochs", "-1"], 2, "--epochs"),
+        (["TREE", "--epochs", "-1"], 2, "epochs"),
         (["TREE", "--jobs", "0"], 2, "--jobs 0"),
     ],
 )

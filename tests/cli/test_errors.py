@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from cfa_cli import __main__, load_bundle
 from tests.conftest import assert_refused, write_part
 from tests.engine.trees import make_tree
-from tests.files.test_atomic import largest_file
+from tests.test_atomic import largest_file
 
 QUICK = ("--weights", "embedded", "--size", 32, "--epochs", 1)
 
@@ -51,28 +51,28 @@ FIT = [
     ("good --backbone resnet81", 5, "no backbone called 'resnet81'", "resnet18"),
     ("good --backbone qqqqqq", 5, "no backbone called 'qqqqqq'", "resnet18"),
     ("good --layers layer1,layer9", 2, "no layer 'layer9'", "layer3 (stride 16)"),
-    ("good --layers ,", 2, "No layer", "--layers 4,8,16"),
+    ("good --layers ,", 2, "names no layer", "--layers 4,8,16"),
     ("good --device cuda:77", 6, "'cuda:77' is not there", "--device cpu"),
     ("good --device mps", 6, "'mps' is not there", "--device cpu"),
     ("good --device abacus", 2, "no device called 'abacus'", "cuda"),
-    ("good --size 8", 2, "8 px is out of range", "32 to 4096"),
+    ("good --size 8", 2, "size 8 is out of range", "32 to 4096"),
     ("good --size abc", 2, "--size abc is no size", "256x640"),
     ("good --size -5", 2, "--size -5 is no size", "256x640"),
     ("good --size 64x64x64", 2, "no size", "256x640"),
-    ("good --crop 96", 2, "--crop is larger than --size", "--crop 224"),
-    ("good --size auto --crop 32", 2, "--crop needs a fixed --size", "--crop 224"),
-    ("good --holdout 1.5", 2, "--holdout 1.5", "0.2"),
-    ("good --holdout 0", 2, "--holdout 0", "0.2"),
-    ("good --max-fpr 0", 2, "--max-fpr 0", "0.05"),
-    ("good --max-fpr 1", 2, "--max-fpr 1", "0.05"),
-    ("good --lr -1", 2, "--lr -1", "0.001"),
+    ("good --crop 96", 2, "crop is larger than size", "--crop 224"),
+    ("good --size auto --crop 32", 2, "crop needs a fixed size", "--crop 224"),
+    ("good --holdout 1.5", 2, "holdout 1.5", "0.2"),
+    ("good --holdout 0", 2, "holdout 0", "0.2"),
+    ("good --max-fpr 0", 2, "max_fpr 0", "0.05"),
+    ("good --max-fpr 1", 2, "max_fpr 1", "0.05"),
+    ("good --lr -1", 2, "lr -1", "0.001"),
     ("good --lr 1e30", 2, "diverged", "--lr"),
-    ("good --epochs -1", 2, "--epochs -1", "0"),
-    ("good --gamma-c 0", 2, "--gamma-c 0", "1"),
+    ("good --epochs -1", 2, "epochs -1", "0"),
+    ("good --gamma-c 0", 2, "gamma_c 0", "1"),
     ("good --gamma-c 60", 2, "centroids", "--gamma-c"),
-    ("good --gamma-d -3", 2, "--gamma-d -3", "1"),
-    ("good --batch-size 0", 2, "--batch-size 0", "1"),
-    ("good --seed -1", 2, "--seed -1", "0"),
+    ("good --gamma-d -3", 2, "gamma_d -3", "1"),
+    ("good --batch-size 0", 2, "batch_size 0", "1"),
+    ("good --seed -1", 2, "seed -1", "0"),
     ("good --epochs many", 2, "--epochs", "cfa fit --help"),
     ("good --bank median", 2, "'median'", "cfa fit --help"),
     ("good --preset best", 2, "'best'", "cfa fit --help"),
@@ -149,7 +149,7 @@ def test_a_damaged_model(cfa, here):
 
 def test_a_newer_model(cfa, here):
     path = here / "cfa-model.safetensors"
-    path.write_bytes(path.read_bytes().replace(b'\\"format\\": 1', b'\\"format\\": 9', 1))
+    path.write_bytes(path.read_bytes().replace(b'\\"format\\": 2', b'\\"format\\": 9', 1))
     assert_refused(cfa("predict", "good"), 4, "format 9", "pipx upgrade")
 
 
@@ -210,7 +210,7 @@ def test_a_bug_is_owned_up_to_and_logged(cfa, here, monkeypatch):
 def test_a_log_that_cannot_be_written_is_shown(cfa, here, monkeypatch):
     (here / "state").write_text("a file in the way")
     monkeypatch.setenv("XDG_STATE_HOME", str(here / "state"))
-    monkeypatch.setattr("cfa_cli.files.bundle.load_bundle", None)
+    monkeypatch.setattr("cfa_cli.bundle.load_bundle", None)
     done = cfa("info")
     assert done.code == 70
     assert "Traceback" in done.err

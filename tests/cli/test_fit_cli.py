@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from cfa_cli.files.bundle import load_bundle
-from cfa_cli.records import FitConfig
+from cfa_cli.bundle import load_bundle
+from cfa_cli.config import FitConfig
 from tests.conftest import assert_refused, write_part
 
 QUICK = ("--weights", "embedded", "--size", 32, "--epochs", 1)
@@ -105,7 +105,9 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
         ("", FitConfig(weights="embedded", size=(32, 32), epochs=1)),
         (
             "--preset paper",
-            FitConfig(weights="embedded", size=(32, 32), epochs=1, bank="mean", score_neighbours=3, relative=False),
+            FitConfig(
+                weights="embedded", size=(32, 32), epochs=1, bank="mean", score_neighbours=3, normalize_positions=False
+            ),
         ),
         (
             "--size 64x48 --crop 32x40 --layers 8,4 --bank ema --gamma-c 2 --gamma-d 3 --epochs 0 --batch-size 3 "

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from cfa_cli.files.bundle import load_bundle, save_bundle
+from cfa_cli.bundle import load_bundle, save_bundle
 
 
 def test_what_a_model_is(cfa, model):
@@ -44,7 +44,7 @@ def test_json(cfa, model):
         "descriptor.bias": [448],
         "descriptor.weight": [448, 450, 1, 1],
         "radius": [],
-        "usual": [16, 16],
+        "baseline": [16, 16],
     }
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from cfa_cli import predict
+from cfa_cli.bundle import load_bundle
 from cfa_cli.engine.export import ExportOptions, export
-from cfa_cli.files.bundle import load_bundle
 from tests.engine.exports import make_bundle
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")

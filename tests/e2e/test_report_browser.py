@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cfa_cli.files.outputs import ResultWriter
-from cfa_cli.files.report import write_report
-from tests.files.results import make_bundle, make_failure, make_prediction, write_photograph
+from cfa_cli.results.report import write_report
+from cfa_cli.results.writer import ResultWriter
+from tests.results.runs import make_bundle, make_failure, make_prediction, write_photograph
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -13,15 +13,15 @@ from pathlib import Path
 from PIL import Image
 
 from tests.engine.trees import make_tree
-from tests.files.results import write_photograph
+from tests.results.runs import write_photograph
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 60
 WRITE = f"""
 import sys
 from pathlib import Path
-from cfa_cli.files.outputs import KINDS, ResultWriter
-from tests.files.results import make_bundle, make_prediction
+from cfa_cli.results.writer import KINDS, ResultWriter
+from tests.results.runs import make_bundle, make_prediction
 with ResultWriter(Path(sys.argv[1]), frozenset(KINDS), make_bundle(), resume=True, workers=2) as writer:
     print("at work", flush=True)
     for index in range({IMAGES}):

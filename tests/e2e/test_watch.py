@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.files.results import write_photograph
+from tests.results.runs import write_photograph
 
 CFA = [sys.executable, "-m", "cfa_cli"]
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from cfa_cli.bundle import load_bundle
+from cfa_cli.config import PRESETS, FitConfig
+from cfa_cli.data.datasets import open_dataset
 from cfa_cli.engine.benchmark import benchmark
 from cfa_cli.engine.predict import predict
 from cfa_cli.engine.results import Results, Run
 from cfa_cli.engine.tables import markdown, remarks, tables
 from cfa_cli.errors import InputError, UsageError, WeightsError
-from cfa_cli.files.bundle import load_bundle
-from cfa_cli.files.datasets import open_dataset
-from cfa_cli.records import PRESETS, FitConfig
 from tests.engine.trees import make_tree
 
 CONFIG = FitConfig(weights="embedded", size=(64, 64), epochs=1)
@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_the_saved_model_and_maps(finished):
 def test_what_is_written(finished):
     _, out, results = finished
     document = json.loads((out / "results.json").read_text())
-    assert document["version"] == 1
+    assert document["version"] == 2
     assert document["failures"] == []
     assert [tuple(run["input_size"]) for run in document["runs"]] == [(64, 64)] * 4
     by_seed = [np.mean([r.aupro for r in results.runs if r.seed == seed]) for seed in (3, 4)]

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import from_numpy
 
 from cfa_cli import predict
+from cfa_cli.bundle import load_bundle
 from cfa_cli.engine.export import ExportOptions, export
 from cfa_cli.engine.runtimes import load_model
 from cfa_cli.engine.scorer import score_sources
 from cfa_cli.errors import BundleError, DeviceError, ExportError, InputError, UsageError
-from cfa_cli.files.bundle import load_bundle
 from cfa_cli.model import deployed
 from cfa_cli.records import Geometry, Source
 from tests.engine.exports import make_bundle

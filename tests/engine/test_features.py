@@ -14,10 +14,10 @@ import platformdirs
 import pytest
 import torch
 
+from cfa_cli.config import FitConfig
 from cfa_cli.engine import features, fit
 from cfa_cli.engine.features import FeatureStore
 from cfa_cli.errors import InputError
-from cfa_cli.records import FitConfig
 
 SHAPES = [(6, 8, 4), (10, 4, 2)]
 CPU = torch.device("cpu")

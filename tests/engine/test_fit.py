@@ -30,7 +30,7 @@ def test_the_bundle_has_the_contracts_tensors(fitted):
         "descriptor.bias": (448,),
         "bank": (256, 448),
         "radius": (),
-        "usual": (16, 16),
+        "baseline": (16, 16),
     }
     assert bundle.grid == (16, 16)
     assert bundle.backbone.layers == ("layer1", "layer2", "layer3")
@@ -91,7 +91,7 @@ def test_held_out_images_are_not_trained_on(good_dir, tmp_path):
     for index in held:
         changed[index] = write_part(tmp_path / f"{index}.png", 1000 + index, defect=True)
     second = fit(changed, SMALL)
-    for name in shapes(first.bundle).keys() - {"usual"}:
+    for name in shapes(first.bundle).keys() - {"baseline"}:
         np.testing.assert_array_equal(first.bundle.tensors[name], second.bundle.tensors[name])
     assert second.bundle.calibration.threshold > first.bundle.calibration.threshold
 
@@ -202,28 +202,38 @@ def test_progress_counts_up_to_its_total(good_dir):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gamma_c": 0}, "--gamma-c 0"),
+        ({"gamma_c": 0}, "gamma_c 0"),
         ({"gamma_c": 11}, "5 centroids"),
         ({"layers": ("16",)}, "4 centroids"),
-        ({"gamma_d": 0}, "--gamma-d 0"),
-        ({"epochs": -1}, "--epochs -1"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"lr": 0.0}, "--lr 0"),
-        ({"lr": -1.0}, "--lr -1"),
-        ({"lr": float("nan")}, "--lr nan"),
-        ({"lr": float("inf")}, "--lr inf"),
+        ({"gamma_d": 0}, "gamma_d 0"),
+        ({"epochs": -1}, "epochs -1"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"lr": 0.0}, "lr 0"),
+        ({"lr": -1.0}, "lr -1"),
+        ({"lr": float("nan")}, "lr nan"),
+        ({"lr": float("inf")}, "lr inf"),
         ({"lr": 1e30}, "diverged"),
-        ({"seed": -1}, "--seed -1"),
-        ({"seed": 2**32}, "--seed 4294967296"),
-        ({"holdout": 0.0}, "--holdout 0"),
-        ({"holdout": 1.5}, "--holdout 1.5"),
-        ({"max_fpr": 0.0}, "--max-fpr 0"),
-        ({"size": (8, 8)}, "8 px"),
-        ({"size": (64, 5000)}, "5000 px"),
-        ({"crop": (96, 32)}, "--crop is larger"),
-        ({"crop": (32, 32), "size": None}, "--crop needs"),
-        ({"layers": ()}, "No layer"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**32}, "seed 4294967296"),
+        ({"holdout": 0.0}, "holdout 0"),
+        ({"holdout": 1.5}, "holdout 1.5"),
+        ({"max_fpr": 0.0}, "max_fpr 0"),
+        ({"size": (8, 8)}, "size 8 is"),
+        ({"size": (64, 5000)}, "size 5000 is"),
+        ({"crop": (96, 32)}, "crop is larger"),
+        ({"crop": (32, 32), "size": None}, "crop needs"),
+        ({"layers": ()}, "names no layer"),
         ({"layers": ("layer9",)}, "layer9"),
+        ({"bank": "k-means"}, "bank 'k-means'"),
+        ({"sigma": -1}, "sigma -1"),
+        ({"precision": "fp32"}, "precision 'fp32'"),
+        ({"epochs": "x"}, "epochs 'x' is not a whole number"),
+        ({"epochs": 1.5}, "epochs 1.5 is not a whole number"),
+        ({"epochs": True}, "epochs True"),
+        ({"size": 64}, "size 64 is not a size"),
+        ({"size": (64, 64, 3)}, "size"),
+        ({"backbone": None}, "backbone None is not a text"),
+        ({"normalize_positions": 1}, "normalize_positions 1 is not True or False"),
         ({"device": "toaster"}, "toaster"),
         ({"precision": "float16", "device": "cpu"}, "float16"),
     ],

@@ -30,12 +30,12 @@ def bundle(model):
 def test_a_held_out_image_gets_the_score_that_was_kept(bundle, good_dir):
     paths = sorted(good_dir.rglob("*.png"))
     _, held = split_holdout(len(paths), bundle.config.holdout, bundle.config.seed)
-    absolute = fit(good_dir, replace(bundle.config, relative=False)).bundle
-    assert (absolute.tensors["usual"] == 1).all()
+    absolute = fit(good_dir, replace(bundle.config, normalize_positions=False)).bundle
+    assert (absolute.tensors["baseline"] == 1).all()
     scores = sorted(p.score for p in predict(absolute, [paths[index] for index in held]))
     # `fit` keeps features in half precision.
     assert scores == pytest.approx(absolute.calibration.holdout_scores, rel=1e-3)
-    # Relative to what is usual, it was judged by the other held-out images alone; now it has a say as well.
+    # Normalised by position, it was judged by the other held-out images alone; now it has a say as well.
     scores = sorted(p.score for p in predict(bundle, [paths[index] for index in held]))
     assert scores == pytest.approx(bundle.calibration.holdout_scores, rel=0.2)
     assert scores != pytest.approx(bundle.calibration.holdout_scores, rel=1e-3)
@@ -189,7 +189,7 @@ def without(tensors, name):
     ("damage", "message"),
     [
         (
-            lambda b: replace(b, grid=(15, 16), tensors=b.tensors | {"usual": np.ones((15, 16), np.float32)}),
+            lambda b: replace(b, grid=(15, 16), tensors=b.tensors | {"baseline": np.ones((15, 16), np.float32)}),
             r"grid is \(15, 16\), expected \(16, 16\)",
         ),
         (lambda b: replace(b, geometry=replace(b.geometry, size=(96, 64))), "grid"),

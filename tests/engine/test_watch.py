@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from cfa_cli.data import watch as arrivals
 from cfa_cli.engine.watch import watch
 from cfa_cli.errors import InputError
-from cfa_cli.files import arrivals
-from cfa_cli.model.preprocess import to_input
+from cfa_cli.geometry import to_input
 from cfa_cli.records import Geometry
 
 SUFFIXES = [".png", ".jpg", ".webp", ".bmp", ".tiff"]

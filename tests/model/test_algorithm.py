@@ -12,7 +12,7 @@ from cfa_cli.model.bank import compress, ema_bank, kmeans_bank, mean_bank
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels, is_efficientnet, pool_levels
 from cfa_cli.model.loss import coupled_hypersphere_loss
 from cfa_cli.model.network import Network, extract_levels
-from cfa_cli.model.scoremap import ScoreMap, image_scores, position_scores, usual_scores
+from cfa_cli.model.scoremap import ScoreMap, image_scores, position_baseline, position_scores
 
 GRIDS = [(8, 8), (6, 10), (9, 4)]
 
@@ -181,16 +181,16 @@ def test_usual_is_the_smoothed_mean_and_two_deviations_more_drawn_to_one():
     mean, spread = scores.numpy().mean(0), scores.numpy().std(0)
     pattern = gaussian_filter(mean, 2.0) + 2 * gaussian_filter(spread, 2.0)
     pattern /= pattern.mean()
-    close(usual_scores(9, scores.sum(0), scores.square().sum(0)), (9 * pattern + 8) / (9 + 8))
+    close(position_baseline(9, scores.sum(0), scores.square().sum(0)), (9 * pattern + 8) / (9 + 8))
 
 
 def test_usual_is_never_nothing():
     nothing = torch.zeros(40, 40)
-    assert (usual_scores(0, nothing, nothing) == 1).all()
-    assert (usual_scores(5, nothing, nothing) == 1).all()
+    assert (position_baseline(0, nothing, nothing) == 1).all()
+    assert (position_baseline(5, nothing, nothing) == 1).all()
     half = nothing.clone()
     half[:20] = 1e6
-    assert float(usual_scores(1_000_000, half, half * half / 1e6).min()) == pytest.approx(0.05)
+    assert float(position_baseline(1_000_000, half, half * half / 1e6).min()) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("grid", "size"), [((7, 7), (28, 28)), ((4, 10), (32, 80)), ((12, 3), (50, 13))])
@@ -254,8 +254,8 @@ def test_the_whole_network_against_the_plain_steps(size):
     backbone = Backbone("resnet18")
     descriptor = Descriptor(backbone.channels, 32).requires_grad_(False)
     grid = (size[0] // 4, size[1] // 4)
-    bank, usual = torch.randn(60, 32), torch.rand(grid) + 0.5
-    network = Network(backbone, descriptor, bank, usual, size, neighbours=3, sigma=4.0).eval()
+    bank, baseline = torch.randn(60, 32), torch.rand(grid) + 0.5
+    network = Network(backbone, descriptor, bank, baseline, size, neighbours=3, sigma=4.0).eval()
     images = torch.randn(2, 3, *size)
     scores, maps = network(images)
 
@@ -265,7 +265,7 @@ def test_the_whole_network_against_the_plain_steps(size):
     points = plain_descriptors(levels, descriptor.weight.flatten(1), descriptor.bias)
     distances = plain_nearest(points.flatten(0, 2), bank, 3)[0].sqrt()
     weights = torch.exp(-distances)
-    positions = (weights[:, 0] / weights.sum(1) * distances[:, 0]).view(2, *grid) / usual
+    positions = (weights[:, 0] / weights.sum(1) * distances[:, 0]).view(2, *grid) / baseline
     large = plain_bilinear(positions[:, None], *size)[:, 0].numpy()
     expected_maps = np.stack([gaussian_filter(m, 4.0) for m in large])
     close(maps, expected_maps)

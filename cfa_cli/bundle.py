@@ -1,0 +1,269 @@
+"""Models on disk: one safetensors file that holds all that `predict` needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import types
+import typing
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from cfa_cli import __version__
+from cfa_cli.atomic import atomic_path
+from cfa_cli.config import FitConfig
+from cfa_cli.errors import BundleError, InputError, UsageError
+from cfa_cli.records import IMAGE_SUFFIXES, BackboneInfo, Bundle, Calibration, Geometry, Provenance
+
+FORMAT = 2  # raised when an older cfa could not read the file; see `_migrate`
+MINOR = 0  # raised when the file has more fields, which an older cfa keeps without knowing them
+METADATA_KEY = "cfa"
+MAX_HEADER_BYTES = 4_000_000
+MAX_SIDE = 4096  # px, of the network's input: the memory that a damaged file can ask for has an end
+_SECTIONS = {
+    "config": FitConfig,
+    "geometry": Geometry,
+    "backbone": BackboneInfo,
+    "calibration": Calibration,
+    "provenance": Provenance,
+}
+_TOP_LEVEL = {"format", "minor", "cfa", "grid", *_SECTIONS}
+_REFIT = "Fit the model again with `cfa fit`, or name another file with --model."
+
+
+def save_bundle(bundle: Bundle, path: str | Path, force: bool = False) -> int:
+    """Write `bundle` to `path` atomically and return its size in bytes; the same bundle gives the same bytes.
+
+    Raises InputError if the file exists (unless `force`) or cannot be written.
+    """
+    path = Path(path)
+    check_free(path, force)
+    # Through a view of contiguous arrays: safetensors writes the memory as it lies, whatever the strides say.
+    data = to_bytes({name: np.asarray(t, order="C") for name, t in sorted(bundle.tensors.items())}, to_metadata(bundle))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    return len(data)
+
+
+def to_metadata(bundle: Bundle) -> dict[str, str]:
+    """Return all of a bundle but its tensors, as the metadata of a file: names and texts.
+
+    It is one text: safetensors writes several in an order that differs from run to run.
+    """
+    document: dict[str, Any] = {"format": FORMAT, "minor": MINOR, "cfa": __version__, "grid": bundle.grid}
+    document |= {name: asdict(getattr(bundle, name)) for name in _SECTIONS}
+    for place, value in bundle.unknown.items():
+        *sections, name = place.split(".")
+        (document[sections[0]] if sections else document)[name] = value
+    return {METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
+
+
+def from_metadata(path: Path, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> Bundle:
+    """Rebuild a bundle from what `to_metadata` gave. Raises BundleError, naming `path`, with what is wrong.
+
+    Fields that an earlier version did not write get their defaults; those that only a later one knows are kept in
+    `Bundle.unknown`.
+    """
+    document = _parse_document(path, metadata)
+    try:
+        tensors = _migrate(document, tensors)
+        unknown: dict[str, Any] = {name: document[name] for name in document.keys() - _TOP_LEVEL}
+        sections = {}
+        for name, kind in _SECTIONS.items():
+            known = {field.name for field in fields(kind)}
+            unknown |= {f"{name}.{key}": document[name][key] for key in document[name].keys() - known}
+            sections[name] = _build(kind, {key: document[name][key] for key in document[name].keys() & known}, name)
+        grid = _build(tuple[int, int], document["grid"], "grid")
+        bundle = Bundle(grid=grid, tensors=tensors, unknown=dict(sorted(unknown.items())), **sections)
+    except KeyError as error:
+        raise BundleError(f"{path} has a damaged description: {error.args[0]} is missing.", _REFIT) from error
+    except (AttributeError, TypeError, ValueError, OverflowError, UsageError) as error:
+        raise BundleError(f"{path} has a damaged description: {str(error).rstrip('.')}.", _REFIT) from error
+    _check_values(path, bundle)
+    return bundle
+
+
+def _migrate(document: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Bring the description of an earlier format to the present one, in place; return the tensors likewise."""
+    if document["format"] < 2:  # before 0.2
+        document["config"]["normalize_positions"] = document["config"].pop("relative")
+        tensors = {"baseline" if name == "usual" else name: tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Raise InputError if `path` is a folder, exists and `force` is not set, or lies where nothing can be written."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder.", "Name a file with --out.")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already.", "Add --force to overwrite it, or name another file with --out.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "is not writable" if folder.is_dir() else "is a file"
+        raise InputError(f"Cannot write {path}: {folder} {reason}.", "Choose another place with --out.")
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read a bundle; everything in it is checked before it is used. Raises BundleError with what is wrong."""
+    path = Path(path)
+    check_there(path)
+    try:
+        _check_header_size(path)
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            _parse_document(path, metadata)
+            _check_types(path, file)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise BundleError(f"{path} is no whole safetensors file: {error}.", _REFIT) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}.", _REFIT) from error
+    bundle = from_metadata(path, metadata, tensors)
+    _check_tensors(path, bundle)
+    return bundle
+
+
+def check_there(path: Path) -> None:
+    """Raise BundleError if there is no file at `path`."""
+    if path.is_dir():
+        raise BundleError(f"{path} is a folder, not a model.", "Name the .safetensors file that `cfa fit` wrote.")
+    if not path.exists():
+        raise BundleError(f"There is no model at {path}.", "Make one with `cfa fit GOOD_DIR`, or name it with --model.")
+
+
+def _check_header_size(path: Path) -> None:
+    """Refuse a hostile header before the library reads it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= size - 8:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise BundleError(f"{path} is an image, not a model.", "Name the .safetensors file that `cfa fit` wrote.")
+        raise BundleError(f"{path} is no whole safetensors file (it is {size} bytes long).", _REFIT)
+    if length > MAX_HEADER_BYTES:
+        raise BundleError(f"{path} has a header of {length} bytes, more than any model of cfa.", _REFIT)
+
+
+def _parse_document(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if METADATA_KEY not in metadata:
+        raise BundleError(
+            f"{path} is a safetensors file, but no model of cfa.",
+            "Backbone weights go to `cfa fit --weights`; --model takes what `cfa fit` wrote.",
+        )
+    try:
+        document = json.loads(metadata[METADATA_KEY])
+        version = document["format"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BundleError(f"{path} has a damaged description.", _REFIT) from error
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(f"{path} has a damaged description: format {version!r}.", _REFIT)
+    if version > FORMAT:
+        writer = str(document.get("cfa", "of a newer version"))[:20]
+        raise BundleError(
+            f"{path} was written by cfa {writer} in format {version}; this is cfa {__version__}, which reads up to "
+            f"format {FORMAT}.",
+            f"Upgrade with `pipx upgrade cfa-cli` to cfa {writer} or later.",
+        )
+    assert isinstance(document, dict)
+    return document
+
+
+def _check_types(path: Path, file: Any) -> None:
+    for name in file.keys():  # noqa: SIM118
+        kind = file.get_slice(name).get_dtype()
+        if kind != "F32":
+            raise BundleError(f"{path} is damaged: tensor {name} has type {kind}, expected F32.", _REFIT)
+
+
+def _check_tensors(path: Path, bundle: Bundle) -> None:
+    for name in ("descriptor.weight", "descriptor.bias", "bank", "radius", "baseline"):
+        if name not in bundle.tensors:
+            raise _damaged(path, f"tensor {name} is missing")
+    shapes = {name: tensor.shape for name, tensor in bundle.tensors.items()}
+    weight, bank = shapes["descriptor.weight"], shapes["bank"]
+    if len(weight) != 4 or weight[2:] != (1, 1) or weight[1] < 3:
+        raise _damaged(path, f"descriptor.weight has shape {weight}, expected (D, C + 2, 1, 1)")
+    if shapes["descriptor.bias"] != weight[:1]:
+        raise _damaged(path, f"descriptor.bias has shape {shapes['descriptor.bias']}, expected {weight[:1]}")
+    if len(bank) != 2 or bank[1] != weight[0] or bank[0] < 1:
+        raise _damaged(path, f"bank has shape {bank}, expected (M, {weight[0]})")
+    if shapes["radius"] != ():
+        raise _damaged(path, f"radius has shape {shapes['radius']}, expected a single number")
+    if shapes["baseline"] != bundle.grid:
+        raise _damaged(path, f"baseline has shape {shapes['baseline']}, expected {bundle.grid}")
+    if not (bundle.tensors["baseline"] > 0).all():
+        raise _damaged(path, "tensor baseline holds values that are not positive")
+    neighbours = bundle.config.score_neighbours
+    if neighbours > bank[0]:
+        raise _damaged(path, f"it has {bank[0]} centroids, fewer than its {neighbours} neighbours")
+    for name, tensor in bundle.tensors.items():
+        if not np.isfinite(tensor).all():
+            raise _damaged(path, f"tensor {name} holds NaN or infinity")
+
+
+def _check_values(path: Path, bundle: Bundle) -> None:
+    sides = (*bundle.geometry.size, *bundle.geometry.input_size, *bundle.grid)
+    if not all(1 <= side <= MAX_SIDE for side in sides):
+        raise _damaged(path, f"its sizes {sides} are out of range")
+    if any(i > s for i, s in zip(bundle.geometry.input_size, bundle.geometry.size, strict=True)):
+        raise _damaged(path, "its crop is larger than its size")
+    if not min(bundle.geometry.std) > 0:
+        raise _damaged(path, "its input's standard deviation is not positive")
+    calibration = bundle.calibration
+    if not calibration.threshold > 0 or not calibration.pixel_threshold > 0:
+        raise _damaged(path, "its threshold is not positive")
+    if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
+        raise _damaged(path, "its calibration is incomplete")
+    if bundle.config.score_neighbours < 1 or not 0 <= bundle.config.sigma <= max(bundle.geometry.input_size):
+        raise _damaged(path, "its configuration is out of range")
+
+
+def _damaged(path: Path, reason: str) -> BundleError:
+    return BundleError(f"{path} is damaged: {reason}.", _REFIT)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turn JSON into the record, tuple or number that an annotation asks for; raise ValueError where it is not one."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is no object")
+        hints = typing.get_type_hints(kind)
+        names = {field.name for field in fields(kind)}
+        lacking = names - value.keys() - _optional(kind)
+        if lacking:
+            raise ValueError(f"{where}.{min(lacking)} is missing")
+        present = names & value.keys()
+        return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in present})
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is no list")
+        each = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
+        if len(each) != len(value):
+            raise ValueError(f"{where} has {len(value)} entries, expected {len(each)}")
+        return tuple(_build(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(each, value, strict=True)))
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise ValueError(f"{where} is {str(value)[:60]!r}, expected {getattr(kind, '__name__', kind)}")
+
+
+def _optional(kind: Any) -> set[str]:
+    """The fields that have a default: files of earlier versions may lack them."""
+    return {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}

@@ -1,0 +1,150 @@
+"""FLOOR 0, what a fit can be told: every field's type, range, default and help stand here, and nowhere else.
+
+A `FitConfig` is checked when it is made, from Python as from the terminal, whose options are made from these fields.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal
+
+from cfa_cli.errors import UsageError
+
+BankKind = Literal["mean", "ema", "kmeans"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Preset = Literal["default", "paper"]
+
+MIN_SIDE = 32  # px, of images and of the network's input
+MAX_SIDE = 4096  # px, of the network's input
+
+Size = tuple[int, int]  # (height, width) in px
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes: `low` to `high`, the ends included unless `open`."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return self.low < number < self.high if self.open else self.low <= number <= self.high
+
+    def __str__(self) -> str:
+        low, high = f"{self.low:.15g}", f"{self.high:.15g}"
+        if math.isinf(self.high):
+            return f"more than {low}" if self.open else f"{low} or more"
+        return f"more than {low} and less than {high}" if self.open else f"{low} to {high}"
+
+
+SIDE = Range(MIN_SIDE, MAX_SIDE)
+SHARE = Range(0, 1, open=True)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What `fit` can be told. The defaults are `--preset default`; `PRESETS` has the others.
+
+    Each field is annotated with its type, the numbers that it takes and what it means.
+    Raises UsageError, naming the field, for a value of another type or out of range, and for fields that do not fit
+    together.
+
+    >>> FitConfig(backbone="wide_resnet50_2", size=(256, 256), crop=(224, 224))
+    """
+
+    backbone: Annotated[str, "Any timm model with feature maps, for example wide_resnet50_2."] = "resnet18"
+    layers: Annotated[
+        tuple[str, ...] | None, "Its feature maps, by stride or by name: 4,8,16 or layer1,layer2 (default: 4,8,16)."
+    ] = None
+    weights: Annotated[str, "auto (cache, hub, else embedded), imagenet, embedded, or a file (.safetensors, .pth)."] = (
+        "auto"
+    )
+    size: Annotated[
+        Size | None, SIDE, "The network's input in px: 256, HEIGHTxWIDTH, or auto (the images' aspect)."
+    ] = None
+    crop: Annotated[Size | None, SIDE, "Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH."] = None
+    bank: Annotated[BankKind, "How the memory bank is built."] = "kmeans"
+    gamma_c: Annotated[int, Range(1), "Compress the memory bank to (h*w)/GAMMA_C centroids."] = 1
+    gamma_d: Annotated[int, Range(1), "Reduce the descriptor to C/GAMMA_D channels."] = 1
+    neighbours: Annotated[int, Range(1), "K = J of the paper's loss."] = 3
+    score_neighbours: Annotated[int, Range(1), "K of the paper's score; 1: the nearest distance itself."] = 1
+    normalize_positions: Annotated[bool, "Divide scores by their position's baseline, from good images."] = True
+    epochs: Annotated[int, Range(0), "Passes over the training images."] = 1
+    batch_size: Annotated[int, Range(1), "Images a training step."] = 4
+    lr: Annotated[float, Range(0, open=True), "AdamW's learning rate."] = 1e-3
+    weight_decay: Annotated[float, Range(0), "AdamW's weight decay."] = 5e-4
+    sigma: Annotated[float, Range(0, MAX_SIDE), "Of the score map's Gaussian, px of the network's input."] = 4.0
+    holdout: Annotated[float, SHARE, "Share of the good images kept from training, for calibration."] = 0.2
+    max_fpr: Annotated[float, SHARE, "Share of good images that the threshold may flag."] = 0.05
+    seed: Annotated[int, Range(0, 2**32 - 1), "Of the hold-out, the initial descriptor and the order of images."] = 0
+    device: Annotated[str, "auto, cpu, cuda, cuda:N or mps."] = "auto"
+    precision: Annotated[
+        Precision, "The backbone's numbers; auto: bfloat16 where the processor multiplies it natively."
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(FitConfig, include_extras=True).items():
+            object.__setattr__(self, name, checked(name, kind, getattr(self, name)))
+        if self.layers is not None and not self.layers:
+            raise UsageError("layers names no layer.", "Write for example --layers 4,8,16.")
+        if self.crop is not None:
+            paper = "The paper's is --size 256 --crop 224."
+            if self.size is None:
+                raise UsageError("crop needs a fixed size.", paper)
+            if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
+                raise UsageError("crop is larger than size.", paper)
+
+
+def checked(name: str, kind: Any, value: Any) -> Any:
+    """Return `value` as the annotation `kind` has it: whole numbers as int, lists as tuples. Raises UsageError."""
+    if typing.get_origin(kind) is Annotated:
+        base, *notes = typing.get_args(kind)
+        value = checked(name, base, value)
+        limits = [note for note in notes if isinstance(note, Range)]
+        for number in value if isinstance(value, tuple) else (value,):
+            for limit in limits:
+                if number is not None and number not in limit:
+                    raise UsageError(f"{name} {number} is out of range.", f"Give {limit}{_default(name)}.")
+        return value
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else checked(name, arguments[0], value)
+    if origin is Literal:
+        if value not in arguments:
+            raise UsageError(f"{name} {value!r} is not known.", f"Give {', '.join(arguments[:-1])} or {arguments[-1]}.")
+        return value
+    if origin is tuple and isinstance(value, tuple | list):
+        parts = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
+        if len(parts) == len(value):
+            return tuple(checked(name, part, one) for part, one in zip(parts, value, strict=True))
+    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if kind is float and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind in (str, bool) and isinstance(value, kind):
+        return value
+    raise UsageError(f"{name} {value!r} is not {_NOUNS.get(kind, 'a tuple of names')}.", f"Give one{_default(name)}.")
+
+
+def _default(name: str) -> str:
+    value = getattr(FitConfig, name, None)
+    return "" if value is None else f"; the default is {value}"
+
+
+_NOUNS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    Size: "a size: (height, width) in px",
+}
+
+PRESETS: dict[Preset, FitConfig] = {
+    "default": FitConfig(),
+    "paper": FitConfig(size=(224, 224), bank="mean", score_neighbours=3, normalize_positions=False, epochs=30),
+}

@@ -1,0 +1,1 @@
+"""FLOOR 1, images in: finding, decoding, data sets and their masks, arriving files."""

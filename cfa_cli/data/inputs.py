@@ -1,0 +1,253 @@
+"""Which images a command works on: from folders, files, globs and standard input."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import glob
+import itertools
+import os
+import shlex
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from cfa_cli.data.images import FORMATS
+from cfa_cli.errors import InputError
+from cfa_cli.records import IMAGE_SUFFIXES, MODEL_SUFFIXES, Source
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All images in `folder` and below, sorted by their POSIX path relative to it.
+
+    Hidden files and folders are left out; links to folders are followed, each real folder is visited once.
+    Raises InputError if there is no such folder, if it or one below cannot be listed, and if no image is in it.
+    """
+    _require_folder(folder)
+    images, others = _walk(folder)
+    if not images:
+        raise _no_images(folder, others)
+    return images
+
+
+def find_good_images(folder: Path) -> list[Path]:
+    """The same for images to train on: a data set in MVTec's layout, whose test images are defects, is refused.
+
+    Raises InputError as `find_images` does, and where `folder`, the folder above or one just below has `train/good`
+    beside `test` or `ground_truth`.
+    """
+    images = find_images(folder)
+    for root in _possible_datasets(folder):
+        good = root / "train" / "good"
+        if _is_folder(good) and any(_is_folder(root / name) for name in ("test", "ground_truth")):
+            raise InputError(
+                f"{folder} is, or belongs to, a data set in MVTec's layout: its test images show defects.",
+                f"Train on its good images: cfa fit {shlex.quote(str(good))}",
+            )
+    return images
+
+
+def find_sources(inputs: Sequence[str], stdin: Iterable[str] | None = None) -> list[Source]:
+    """The images that `inputs` name, in input order, each once: files, folders, globs (`**` too), `-` for `stdin`.
+
+    `stdin` gives a path a line; folders among them are searched as well. Folders, globs' matches and what is in them
+    are sorted; of these only files with an image's suffix count. A file that is named is taken whatever its suffix,
+    and one that is named on `stdin` even if it does not exist, so that it gets its row, with the error.
+
+    `Source.name` is the path below the input: below the folder, below a glob's fixed part, or the bare name of a file.
+    Where inputs lie in several folders it is the path below the deepest folder that contains all of them, so that
+    `line1/a.jpg` and `line2/a.jpg` stay apart. It keeps the suffix, so that `a.jpg` and `a.png` stay apart too. Names
+    that differ only in case or in Unicode form get `~2`, `~3`, ... after the stem.
+    Raises InputError for a path argument that does not exist, a glob or folder without images, a model given as an
+    image, and an empty `stdin`.
+    """
+    found: list[_Found] = []
+    for text in dict.fromkeys(inputs):
+        found += _from_stdin(stdin) if text == "-" else _from_argument(text)
+    return _name(_once(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: str  # as the user would write it
+    root: str  # the folder of the input that named it, absolute
+
+
+def _from_argument(text: str) -> list[_Found]:
+    path = Path(text)
+    if path.suffix.lower() in MODEL_SUFFIXES:
+        raise InputError(f"{text} is a model, not an image.", f"Give it with --model {shlex.quote(text)}")
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if glob.has_magic(text):
+            return _from_glob(text)
+        raise InputError(f"There is no file or folder {text}.", _did_you_mean(path)) from error
+    except OSError:
+        pass  # it may be there: reading it says what is wrong
+    return _from_path(text)
+
+
+def _from_path(text: str) -> list[_Found]:
+    if _is_folder(Path(text)):
+        root = _absolute(text)
+        return [_Found(str(image), root) for image in find_images(Path(text))]
+    return [_Found(text, os.path.split(_absolute(text))[0])]
+
+
+def _from_glob(pattern: str) -> list[_Found]:
+    root = _absolute(PurePath(*itertools.takewhile(lambda part: not glob.has_magic(part), PurePath(pattern).parts)))
+    found: list[_Found] = []
+    for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207  (pathlib's takes no absolute pattern)
+        if _is_folder(Path(match)):
+            found += [_Found(str(image), root) for image in _walk(Path(match))[0]]
+        elif _is_image_name(match):
+            found.append(_Found(match, root))
+    if not found:
+        raise InputError(f"The pattern {pattern} matches no images.", "Check the pattern, or give a folder.")
+    return found
+
+
+def _from_stdin(lines: Iterable[str] | None) -> list[_Found]:
+    found: list[_Found] = []
+    for line in lines or ():
+        text = line.rstrip("\r\n")
+        if "\0" in text:
+            raise InputError("The paths on standard input are separated by null characters.", "Give one path a line.")
+        if text:
+            found += _from_path(text)
+    if not found:
+        raise InputError(
+            "There are no paths on standard input.", "For example: find parts -name '*.png' | cfa predict -"
+        )
+    return found
+
+
+def _once(found: Iterable[_Found]) -> Iterator[_Found]:
+    """Without repetitions of a file, however its folder is written."""
+    real = functools.cache(os.path.realpath)
+    seen: set[tuple[str, str]] = set()
+    for item in found:
+        folder, name = os.path.split(item.path)
+        if (identity := (real(folder), name)) not in seen:
+            seen.add(identity)
+            yield item
+
+
+def _name(found: Iterable[_Found]) -> list[Source]:
+    items = [(item, *os.path.split(_absolute(item.path))) for item in found]
+    base = _common_folder({item.root for item, _, _ in items} | {folder for _, folder, _ in items})
+
+    @functools.cache
+    def prefix(folder: str) -> tuple[str, ...]:
+        path = PurePath(folder)
+        if not base:  # Windows, several drives
+            return (path.drive.strip(":\\").replace("\\", "_"), *path.parts[1:])
+        return path.parts[len(base) :]
+
+    taken: set[str] = set()
+    return [Source(Path(item.path), _unique("/".join((*prefix(folder), name)), taken)) for item, folder, name in items]
+
+
+def _common_folder(folders: set[str]) -> tuple[str, ...]:
+    """The parts of the deepest folder that contains all of `folders`; () if they are on several drives."""
+    every = [PurePath(folder).parts for folder in folders]
+    pairs = zip(min(every), max(every), strict=False)
+    return tuple(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """`name`, or the next free `stem~N.suffix`: some file systems ignore case and Unicode form."""
+    # Bytes that are no text would fail when the table of results is written.
+    candidate = name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    number = 1
+    while (key := unicodedata.normalize("NFC", candidate).casefold()) in taken:
+        number += 1
+        path = PurePath(name)
+        candidate = path.with_name(f"{path.stem}~{number}{path.suffix}").as_posix()
+    taken.add(key)
+    return candidate
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[str]]:
+    """The images below `folder`, sorted, and the names of the other files."""
+    images: list[Path] = []
+    others: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    pending = deque([folder])  # links wait until the real tree is done, so that none hides the folder it points to
+    while pending:
+        for here, folders, files in os.walk(pending.popleft(), onerror=_cannot_list):
+            status = Path(here).stat()
+            if (identity := (status.st_dev, status.st_ino)) in visited:
+                folders.clear()
+                continue
+            visited.add(identity)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            pending += [link for name in folders if (link := Path(here, name)).is_symlink()]
+            shown = [name for name in files if not name.startswith(".")]
+            images += [Path(here, name) for name in shown if _is_image_name(name)]
+            others += [name for name in shown if not _is_image_name(name)]
+    return sorted(images, key=lambda path: path.as_posix()), others
+
+
+def _cannot_list(error: OSError) -> None:
+    raise InputError(f"Cannot list {error.filename}: {error.strerror}.", "Check the folder's permissions.") from error
+
+
+def _is_image_name(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _absolute(path: str | PurePath) -> str:
+    """From the root, without `..`; links are not followed."""
+    return os.path.abspath(path)  # noqa: PTH100  (Path.absolute() keeps the "..")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a folder above may not be searched
+        return False
+
+
+def _require_folder(folder: Path) -> None:
+    try:
+        os.scandir(folder).close()
+    except FileNotFoundError as error:
+        raise InputError(f"There is no folder {folder}.", _did_you_mean(folder)) from error
+    except NotADirectoryError as error:
+        raise InputError(
+            f"{folder} is a file, not a folder.", f"Give the folder that holds it: {folder.parent}"
+        ) from error
+    except OSError as error:
+        _cannot_list(error)
+
+
+def _possible_datasets(folder: Path) -> Iterator[Path]:
+    yield folder
+    if folder.resolve().name in ("test", "ground_truth"):
+        yield folder.resolve().parent
+    yield from sorted(child for child in folder.iterdir() if _is_folder(child))
+
+
+def _no_images(folder: Path, others: list[str]) -> InputError:
+    looked_for = ", ".join(IMAGE_SUFFIXES)
+    if not others:
+        return InputError(f"There are no files in {folder} (looked for {looked_for}).", "Check the path.")
+    kinds = Counter(PurePath(name).suffix.lower() or "no suffix" for name in others).most_common(3)
+    seen = ", ".join(f"{count} x {kind}" for kind, count in kinds)
+    return InputError(
+        f"There are no images in {folder} (looked for {looked_for}; other files: {seen}).",
+        f"Convert them to {FORMATS}, or give another folder.",
+    )
+
+
+def _did_you_mean(path: Path) -> str:
+    """A hint for a path that is not there."""
+    try:
+        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    except OSError:
+        near = []
+    return f"Did you mean {path.parent / near[0]}?" if near else f"Check the path; it was looked for from {Path.cwd()}."

@@ -1,0 +1,193 @@
+"""A folder that images arrive in: which of them are there, and written to their end."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from watchfiles import Change, watch
+
+from cfa_cli.errors import InputError
+from cfa_cli.records import IMAGE_SUFFIXES, Source
+
+SETTLED = 5.0  # s without a change after which a file counts as written, whatever it looks like
+RESCAN = 5.0  # s; folders on a network tell nothing of what other machines do
+_STEP, _TIMEOUT = 5, 100  # ms: how often the watcher looks, and how often it lets go without a change
+_TAIL = 1024  # bytes
+
+
+@dataclass
+class _Waiting:
+    """A file that is not known to be whole yet."""
+
+    state: tuple[int, int]  # size in bytes, modification time in ns
+    since: float  # monotonic time at which it was first seen so
+    refused: bool = False  # whether it turned out not to be whole in this state
+
+
+class Arrivals:
+    """Watches a folder, and all below it, for images. Hidden files and what lies in `ignore` are left out.
+
+    Images that are there at the start count as well, so that none is lost while nobody watches. `is_done` says which
+    images need no further look.
+    """
+
+    def __init__(
+        self, folder: Path, is_done: Callable[[Source], bool], stop: Event, ignore: Path | None = None
+    ) -> None:
+        """Raises InputError if there is no such folder."""
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder} to watch.", f"Make it first: mkdir -p {folder}")
+        self._folder, self._is_done, self._stop = folder, is_done, stop
+        self._ignored = None if ignore is None else ignore.resolve()
+        self._waiting: dict[Path, _Waiting] = {}
+        self._handed_out: dict[Path, _Waiting] = {}
+        self._next_scan = 0.0
+
+    def __iter__(self) -> Iterator[list[Source]]:
+        """The images that have become whole, as soon as they are, until `stop` is set. Never an empty list."""
+        while not self._stop.is_set():
+            identity = _identity(self._folder)
+            if identity is None:  # removed; it may be made again
+                self._stop.wait(_TIMEOUT / 1000)
+                continue
+            self._next_scan = 0.0  # as soon as the watcher is at work, so that nothing slips through between
+            for changed in self._changes():
+                for path in changed:
+                    self._notice(path)
+                self._scan()
+                if ready := self._ready():
+                    yield ready
+                if _identity(self._folder) != identity:
+                    break
+
+    def is_final(self, source: Source, *, readable: bool) -> bool:
+        """Whether what was read of an image that was handed out was all of it. If not, it is handed out again later.
+
+        A file that has gone since was whole if it was readable, and is forgotten otherwise.
+        """
+        seen = self._handed_out.pop(source.path)
+        state = _state(source.path)
+        if readable:
+            final = state in (None, seen.state)
+        else:
+            final = state == seen.state and time.monotonic() - seen.since >= SETTLED
+        if not final and state is not None:
+            seen.refused = True
+            self._waiting[source.path] = seen
+        return final
+
+    def _changes(self) -> Iterator[set[Path]]:
+        """What has changed in the folder; an empty set now and then."""
+        real = self._folder.resolve()  # some systems tell of real paths alone
+        try:
+            for changes in watch(
+                real,
+                watch_filter=None,
+                stop_event=self._stop,
+                step=_STEP,
+                debounce=10 * _STEP,
+                rust_timeout=_TIMEOUT,
+                yield_on_timeout=True,
+                ignore_permission_denied=True,
+            ):
+                yield {self._folder / Path(path).relative_to(real) for _, path in changes}
+                if (Change.deleted, str(real)) in changes:
+                    return
+        except OSError:  # the folder has gone, or the system has no watches left: then looking now and then must do
+            while not self._stop.wait(_TIMEOUT / 1000):
+                yield set()
+
+    def _scan(self) -> None:
+        """Look through the whole folder, where it is time to."""
+        start = time.monotonic()
+        if start < self._next_scan:
+            return
+        self._notice(self._folder)
+        end = time.monotonic()
+        self._next_scan = end + max(RESCAN, 20 * (end - start))
+
+    def _notice(self, path: Path) -> None:
+        """Remember an image that may be new; of a folder, those in it."""
+        if path.is_dir():
+            with suppress(OSError):  # gone again, or not ours to read
+                for entry in sorted(path.iterdir()):
+                    if not entry.name.startswith(".") and not (entry.is_dir() and entry.is_symlink()):
+                        self._notice(entry)
+            return
+        if path in self._waiting or path.suffix.lower() not in IMAGE_SUFFIXES or self._is_hidden(path):
+            return
+        state = _state(path)
+        if state is not None and not self._is_done(self._source(path)):
+            self._waiting[path] = _Waiting(state, time.monotonic())
+
+    def _is_hidden(self, path: Path) -> bool:
+        if self._ignored is not None and path.resolve().is_relative_to(self._ignored):
+            return True
+        return any(part.startswith(".") for part in path.relative_to(self._folder).parts)
+
+    def _source(self, path: Path) -> Source:
+        name = path.relative_to(self._folder).as_posix()
+        return Source(path, os.fsencode(name).decode("utf-8", "replace"))
+
+    def _ready(self) -> list[Source]:
+        """The images that are whole, in the order in which they were seen."""
+        now = time.monotonic()
+        ready = []
+        for path, waiting in list(self._waiting.items()):
+            state = _state(path)
+            if state is None:
+                del self._waiting[path]
+                continue
+            if state != waiting.state:
+                waiting = self._waiting[path] = _Waiting(state, now)
+            if now - waiting.since >= SETTLED or (not waiting.refused and ends(path)):
+                del self._waiting[path]
+                self._handed_out[path] = waiting
+                ready.append(self._source(path))
+            else:
+                waiting.refused = True
+        return ready
+
+
+def ends(path: Path) -> bool:
+    """Whether an image file has its end. TIFF has none: it is tried, since half a TIFF cannot be decoded."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            tail = file.read()
+    except OSError:
+        return False
+    if head.startswith(b"\x89PNG"):
+        return b"IEND\xaeB`\x82" in tail
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail
+    if head.startswith(b"RIFF"):
+        return len(head) >= 8 and size >= struct.unpack("<I", head[4:8])[0] + 8
+    if head.startswith(b"BM"):
+        return len(head) >= 6 and size >= struct.unpack("<I", head[2:6])[0]
+    return head.startswith((b"II", b"MM"))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

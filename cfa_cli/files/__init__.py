@@ -1,1 +1,0 @@
-"""FLOOR 1, disk in, arrays out, and back: images, data sets, weights, bundles, overlays, report."""

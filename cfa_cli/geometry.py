@@ -1,0 +1,80 @@
+"""The one home of the way from an image to the network's input and of a map's way back: resize, crop, place back."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cfa_cli.records import Geometry
+
+
+def to_input(image: np.ndarray, geometry: Geometry) -> Tensor:
+    """Resize, crop and normalise an image (h, w, 3), RGB, uint8 or uint16, to (3, H, W) float32.
+
+    The resize is bilinear with antialiasing (the triangle filter widens with the scale), over the full frame.
+    """
+    full_scale = float(np.iinfo(image.dtype).max)
+    pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+    if pixels.shape[-2:] != geometry.size:
+        pixels = F.interpolate(pixels, size=geometry.size, mode="bilinear", align_corners=False, antialias=True)
+    if geometry.crop is not None:
+        top, left = crop_offsets(geometry)
+        height, width = geometry.crop
+        pixels = pixels[..., top : top + height, left : left + width]
+    mean, std = torch.tensor(geometry.mean).view(3, 1, 1), torch.tensor(geometry.std).view(3, 1, 1)
+    return (pixels[0] / full_scale - mean) / std
+
+
+def crop_offsets(geometry: Geometry) -> tuple[int, int]:
+    """Return the centre crop's first row and column within the resized frame."""
+    if geometry.crop is None:
+        return 0, 0
+    return (geometry.size[0] - geometry.crop[0]) // 2, (geometry.size[1] - geometry.crop[1]) // 2
+
+
+def resize_map(score_map: np.ndarray, geometry: Geometry, source_size: tuple[int, int]) -> np.ndarray:
+    """Bring a score map (H, W) float32 at the network's input size back to the source's frame: (h, w) float32.
+
+    Bilinear, pixel centres at half coordinates. Under a centre crop the map covers the crop's place alone; what the
+    network has not seen is 0.
+    """
+    height, width = source_size
+    if geometry.crop is None:
+        return np.asarray(cv2.resize(score_map, (width, height), interpolation=cv2.INTER_LINEAR))
+    (full_height, full_width), (crop_height, crop_width) = geometry.size, geometry.crop
+    top, left = crop_offsets(geometry)
+    bottom, right = full_height - crop_height - top, full_width - crop_width - left
+    # The edge is repeated before resizing and cut away after it: blending with the zeros would weaken the border.
+    framed = cv2.copyMakeBorder(score_map, top, bottom, left, right, cv2.BORDER_REPLICATE)
+    resized = cv2.resize(framed, (width, height), interpolation=cv2.INTER_LINEAR)
+    rows = (np.arange(height) + 0.5) * full_height / height
+    columns = (np.arange(width) + 0.5) * full_width / width
+    resized[(rows < top) | (rows >= top + crop_height)] = 0
+    resized[:, (columns < left) | (columns >= left + crop_width)] = 0
+    return np.asarray(resized)
+
+
+def resize_and_crop(images: Tensor, geometry: Geometry) -> Tensor:
+    """Do to images (B, 3, h, w) of any size what `to_input` does: bilinear with antialiasing, then the centre.
+
+    The filter is separable: one matrix for the rows and one for the columns, made from the size at hand. So the result
+    is the same in every runtime, whatever its own operator for resizing does.
+    """
+    top, left = crop_offsets(geometry)
+    height, width = geometry.input_size
+    rows = triangle_filter(images.shape[2], geometry.size[0])[top : top + height]
+    columns = triangle_filter(images.shape[3], geometry.size[1])[left : left + width]
+    return rows @ images @ columns.T
+
+
+def triangle_filter(source: int, target: int) -> Tensor:
+    """Return the (target, source) float32 matrix that resizes; the triangle is as wide as the larger pixel."""
+    # In whole numbers, so that centres are exact: of output pixel i, (2 i + 1) / (2 target) of the side.
+    distance = (2 * torch.arange(source) + 1) * target - (2 * torch.arange(target)[:, None] + 1) * source
+    distance = distance.abs().float()
+    # source or target may be symbolic, so the larger of the two is taken on the quotients
+    weights = (1 - torch.minimum(distance / (2 * source), distance / (2 * target))).clamp_min(0)
+    return weights / weights.sum(1, keepdim=True)

@@ -1,0 +1,1 @@
+"""FLOOR 1, results out: scores, overlays, maps, reports."""

@@ -1,0 +1,148 @@
+"""Score maps made visible: overlays, heatmaps, masks. One colour scale for all images of a model.
+
+Scores become colours over [display_low, display_high] of the model's calibration: `display_low` is a typical good
+pixel, and the pixel threshold lies in the middle. Opacity rises with the score, so that a good part shows as the plain
+photograph.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from cfa_cli.geometry import resize_map
+from cfa_cli.records import Bundle, Calibration, Prediction
+
+CONTOUR = (0, 229, 255)  # cyan: the one strong hue that the colour map does not have
+ANOMALOUS = (255, 106, 84)
+GOOD = (96, 211, 120)
+FONT = cv2.FONT_HERSHEY_DUPLEX
+MIN_SIDE_FOR_LEGEND = 160  # px; on smaller images a legible legend would hide the part
+
+# Inferno is perceptually uniform and stays distinguishable for colour-blind readers and in grey prints.
+COLOURS: np.ndarray = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[..., ::-1].copy()
+_OPACITY = 0.6 * np.clip((np.arange(256) / 255 - 0.2) / 0.8, 0, 1)[:, None, None] ** 0.8
+_TINT = np.rint(COLOURS * _OPACITY).astype(np.uint8)
+_KEEP = np.repeat(np.rint(255 * (1 - _OPACITY)), 3, axis=2).astype(np.uint8)
+
+
+def scale_map(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Place scores on the model's colour scale: (h, w) uint8, 0 at `display_low`, 255 at `display_high`."""
+    scaled = (score_map - np.float32(calibration.display_low)) * np.float32(255 / _span(calibration))
+    return np.asarray(np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8))
+
+
+def _span(calibration: Calibration) -> float:
+    return max(calibration.display_high - calibration.display_low, 1e-12)
+
+
+def to_8_bit(image: np.ndarray) -> np.ndarray:
+    """Return an RGB image as uint8. uint16 is scaled by the depth that it uses: 10 and 12 bit would look black."""
+    if image.dtype != np.uint16:
+        return image
+    depth = max(8, int(image.max()).bit_length())
+    return np.asarray(cv2.convertScaleAbs(image, alpha=255 / (2**depth - 1)))
+
+
+def draw_mask(score_map: np.ndarray, pixel_threshold: float) -> np.ndarray:
+    """Mark what lies over the pixel threshold: (h, w) uint8, 255 there, 0 elsewhere."""
+    return np.multiply(score_map > pixel_threshold, np.uint8(255))
+
+
+def draw_heatmap(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Paint a score map alone: (h, w, 3) uint8 RGB."""
+    return np.asarray(cv2.applyColorMap(scale_map(score_map, calibration), COLOURS))
+
+
+def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Paint a map (h, w) over its image (h, w, 3), with the contour of the regions over the pixel threshold.
+
+    Returns (h, w, 3) uint8 RGB.
+    """
+    scaled = scale_map(score_map, calibration)
+    picture = cv2.multiply(to_8_bit(image), cv2.applyColorMap(scaled, _KEEP), scale=1 / 255)
+    picture = cv2.add(picture, cv2.applyColorMap(scaled, _TINT))
+    mask = draw_mask(score_map, calibration.pixel_threshold)
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if contours:
+        line = max(1, round(np.sqrt(mask.size) / 350))
+        if line > 1:  # a dark rim keeps the line visible on light parts; on a small image it would hide too much
+            cv2.drawContours(picture, contours, -1, (0, 0, 0), 2 * line, cv2.LINE_AA)
+        cv2.drawContours(picture, contours, -1, CONTOUR, line, cv2.LINE_AA)
+    return np.asarray(picture)
+
+
+def draw_overlay(
+    image: np.ndarray, score_map: np.ndarray, prediction: Prediction, calibration: Calibration
+) -> np.ndarray:
+    """Draw what an inspector wants to see: the photograph, what is unusual in it, the verdict and the colour scale.
+
+    `image` (h, w, 3) RGB uint8 or uint16, `score_map` (h, w) float32 of the same size. Returns (h, w, 3) uint8 RGB.
+    """
+    picture = blend(image, score_map, calibration)
+    if min(picture.shape[:2]) >= MIN_SIDE_FOR_LEGEND and prediction.score is not None:
+        legend = _legend(prediction, calibration, picture.shape[:2])
+        top, left = _quietest_corner(score_map, legend.shape[:2], calibration.pixel_threshold)
+        place = picture[top : top + legend.shape[0], left : left + legend.shape[1]]
+        cv2.addWeighted(legend, 0.85, place, 0.15, 0, dst=place)
+    return picture
+
+
+def draw_thumbnail(image: np.ndarray, score_map: np.ndarray | None, bundle: Bundle, side: int = 320) -> np.ndarray:
+    """A small picture of an image (h, w, 3), with what is unusual in it, unless `score_map` (network size) is None.
+
+    Returns uint8 RGB, `side` px at its longer side, or as small as the image.
+    """
+    height, width = image.shape[:2]
+    factor = min(1.0, side / max(height, width))
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    small = np.asarray(cv2.resize(to_8_bit(image), size[::-1], interpolation=cv2.INTER_AREA))
+    return (
+        small if score_map is None else blend(small, resize_map(score_map, bundle.geometry, size), bundle.calibration)
+    )
+
+
+def _legend(prediction: Prediction, calibration: Calibration, size: tuple[int, int]) -> np.ndarray:
+    """Verdict and score over the colour scale, whose tick is the pixel threshold."""
+    em = max(9, round(np.sqrt(size[0] * size[1]) / 34))  # height of a capital with its gap, px
+    scale, line, gap = em / 30, max(1, em // 22), max(3, em // 2)
+    anomalous = prediction.label == "anomalous"
+    verdict = f"{'ANOMALOUS' if anomalous else 'GOOD'} {prediction.score:.3g}"
+    ends = [
+        f"{value:.3g}" for value in (calibration.display_low, calibration.pixel_threshold, calibration.display_high)
+    ]
+    widths = [cv2.getTextSize(text, FONT, scale * 0.8, line)[0][0] for text in ends]
+    width = max(cv2.getTextSize(verdict, FONT, scale, line)[0][0], sum(widths) + 2 * gap)
+    panel = np.full((em * 3 + gap * 2, width + gap * 2, 3), 24, np.uint8)
+
+    def text(what: str, left: float, base: float, factor: float, colour: tuple[int, int, int]) -> None:
+        cv2.putText(panel, what, (round(left), round(base)), FONT, scale * factor, colour, line, cv2.LINE_AA)
+
+    text(verdict, gap, gap + em * 0.75, 1, ANOMALOUS if anomalous else GOOD)
+    bar_top, bar_bottom = round(gap + em * 1.25), round(gap + em * 1.85)
+    panel[bar_top:bar_bottom, gap : gap + width] = COLOURS[np.linspace(0, 255, width).astype(int), 0]
+    tick = gap + round(
+        width * min(max((calibration.pixel_threshold - calibration.display_low) / _span(calibration), 0), 1)
+    )
+    cv2.line(panel, (tick, bar_top - line), (tick, bar_bottom + line), CONTOUR, max(line, em // 12))
+    grey = (225, 225, 225)
+    base = gap + em * 2.85
+    text(ends[0], gap, base, 0.8, grey)
+    middle = min(max(tick - widths[1] / 2, gap + widths[0] + gap / 2), gap + width - widths[2] - gap / 2 - widths[1])
+    text(ends[1], middle, base, 0.8, CONTOUR)
+    text(ends[2], gap + width - widths[2], base, 0.8, grey)
+    # A long thin image may be narrower than the text.
+    factor = min(1.0, size[1] * 0.6 / panel.shape[1], size[0] * 0.3 / panel.shape[0])
+    return (
+        panel
+        if factor == 1
+        else np.asarray(cv2.resize(panel, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
+    )
+
+
+def _quietest_corner(score_map: np.ndarray, size: tuple[int, int], pixel_threshold: float) -> tuple[int, int]:
+    """Top left px of the first corner where a legend of this size hides nothing marked, else of the quietest."""
+    (height, width), (tall, wide) = score_map.shape, size
+    corners = [(top, left) for left in (0, width - wide) for top in (height - tall, 0)]
+    peaks = [float(score_map[top : top + tall, left : left + wide].max()) for top, left in corners]
+    return corners[min(range(4), key=lambda index: max(peaks[index], pixel_threshold))]

@@ -1,0 +1,244 @@
+"""report.html: a run's results to look through, sort and adjust, and the training report of `fit`.
+
+Both open from disk, without a server or network. Everything that a file's name can say is escaped: the data travels
+as JSON that cannot end its element, and the page sets text, never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import os
+import shlex
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from cfa_cli.atomic import atomic_path
+from cfa_cli.records import Bundle, FitResult, Prediction
+from cfa_cli.results.overlays import COLOURS, draw_thumbnail
+from cfa_cli.results.scores import Row, read_run
+from cfa_cli.results.writer import REPORT_IMAGE, SHOWN_BY_BROWSERS
+
+UNUSUAL_SHOWN = 12  # of fit's report: images with the highest scores
+SHEET_SHOWN = 40  # of fit's report: images of the contact sheet
+
+# Options that the page sets, or that would be in the way, and how many values each takes.
+_REPLACED = {"--threshold": 1, "--max-fpr": 1, "--force": 0, "--resume": 0}
+
+
+def write_report(
+    out: Path, bundle: Bundle, *, command: Sequence[str], metrics: Mapping[str, float | None] | None = None
+) -> Path:
+    """Write OUT/report.html from the run in `out`, and return its path.
+
+    `command` is the run's command line, word by word: the page offers it with another threshold. `metrics` (name ->
+    value) are shown beside the ROC curve, which the page draws by itself where the images lie in MVTec's layout.
+    Raises InputError where `out` holds no whole run, or cannot be written.
+    """
+    settings, rows = read_run(out)
+    folder = Path(settings["folder"])
+    truth = _truth(rows)
+    calibration = bundle.calibration
+    data = {
+        "rows": [_row_data(row, folder, out, defect) for row, defect in zip(rows, truth, strict=True)],
+        "threshold": calibration.threshold,
+        "holdout": calibration.holdout_scores,
+        "pixel": _fraction(calibration.pixel_threshold, calibration.display_low, calibration.display_high),
+        "saved": settings["save"],
+        "command": _shell(_without_replaced(command)),
+        "labelled": any(defect is not None for defect in truth),
+    }
+    page = _templates().get_template("report.html.j2")
+    return _write(
+        out / "report.html",
+        page.render(
+            title=f"cfa report: {out.resolve().name}",
+            data=data,
+            card=_model_card(bundle),
+            warning=bundle.backbone.warning,
+            metrics={name: value for name, value in (metrics or {}).items() if value is not None},
+            colours=_colour_tables(),
+        ),
+    )
+
+
+def write_fit_report(path: Path, result: FitResult, predictions: Iterable[Prediction]) -> Path:
+    """Write fit's report, one file with its pictures in it, and return its path.
+
+    `predictions` are the good images' own, with `image` and `map`; they are looked at one by one, and only the small
+    pictures that are shown are kept. Raises InputError where `path` cannot be written.
+    """
+    bundle = result.bundle
+    expected = result.train_images + result.holdout_images
+    every = max(1, -(-expected // SHEET_SHOWN))
+    unusual: list[tuple[float, int, dict[str, Any]]] = []
+    sheet: list[dict[str, Any]] = []
+    for index, prediction in enumerate(predictions):
+        if prediction.score is None or prediction.image is None:
+            continue
+        if index % every == 0:
+            sheet.append(_tile(prediction, bundle, marked=False))
+        if len(unusual) < UNUSUAL_SHOWN or prediction.score > unusual[0][0]:
+            entry = (prediction.score, -index, _tile(prediction, bundle, marked=True))
+            (heapq.heappushpop if len(unusual) == UNUSUAL_SHOWN else heapq.heappush)(unusual, entry)
+    page = _templates().get_template("fit.html.j2")
+    calibration = bundle.calibration
+    return _write(
+        path,
+        page.render(
+            title="cfa training report",
+            result=result,
+            card=_model_card(bundle),
+            warnings=list(dict.fromkeys([*filter(None, [bundle.backbone.warning]), *result.warnings])),
+            losses=_polyline(result.losses),
+            histogram=_histogram(calibration.holdout_scores, calibration.threshold),
+            unusual=[tile for _, _, tile in sorted(unusual, reverse=True)],
+            sheet=sheet,
+        ),
+    )
+
+
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("cfa_cli.results"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _write(path: Path, page: str) -> Path:
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _row_data(row: Row, folder: Path, out: Path, defect: bool | None) -> list[Any]:
+    """One row as the page's scripts expect it, see `state.js`."""
+    if row.path.suffix.lower() in SHOWN_BY_BROWSERS:
+        url = _relative_url(folder / row.path, out)
+    else:
+        url = quote(f"report/{row.name}{REPORT_IMAGE}")
+    path = os.fsencode(row.path).decode("utf-8", "replace")
+    height, width = row.size or (0, 0)
+    # The very score: the threshold may be the score of an image that is among those to see.
+    score = None if row.score is None else float(np.float32(row.score))
+    return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect]
+
+
+def _relative_url(path: Path, out: Path) -> str:
+    try:
+        relative = os.path.relpath(path, out)
+    except ValueError:  # another drive of Windows
+        return path.as_uri()
+    return quote(os.fsencode(relative.replace(os.sep, "/")))
+
+
+def _truth(rows: Sequence[Row]) -> list[bool | None]:
+    """Whether each image shows a defect, by MVTec's layout: test/good, and test/KIND for each kind of defect.
+
+    All None where the images do not lie so.
+    """
+    kinds = [row.path.parent.name for row in rows]
+    laid_out = rows and all(row.path.parent.parent.name == "test" for row in rows)
+    if not laid_out or "good" not in kinds or set(kinds) == {"good"}:
+        return [None] * len(rows)
+    return [kind != "good" for kind in kinds]
+
+
+def _model_card(bundle: Bundle) -> dict[str, str]:
+    """What is known about the model, for reading."""
+    calibration, provenance, geometry = bundle.calibration, bundle.provenance, bundle.geometry
+    height, width = geometry.size
+    size = f"{width} × {height} px (width × height)"
+    if geometry.crop:
+        size += f", centre {geometry.crop[1]} × {geometry.crop[0]} px of it"
+    return {
+        "Backbone": bundle.backbone.name,
+        "Weights": bundle.backbone.weights,
+        "Good images": f"{provenance.images}, of which {len(calibration.holdout_scores)} for calibration",
+        "Network input": size,
+        "Threshold": f"{calibration.threshold:.6g}",
+        "False alarms": f"{calibration.fpr_low:.1%} to {calibration.fpr_high:.1%} of good images (90 % interval)",
+        "Trained": f"{provenance.date}, seed {provenance.seed}",
+        "Trained with": f"cfa {provenance.cfa}, torch {provenance.torch}, timm {provenance.timm}",
+        "Report written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _without_replaced(command: Sequence[str]) -> list[str]:
+    words, kept = iter(command), []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--watch":  # the folder is not to be watched once more, but gone through
+            kept += [value] if equals else []
+        elif name not in _REPLACED:
+            kept.append(word)
+        elif not equals:
+            for _ in range(_REPLACED[name]):
+                next(words, None)
+    return kept
+
+
+def _shell(command: Sequence[str]) -> str:
+    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+
+
+def _colour_tables() -> dict[str, str]:
+    """The colour map's channels at 33 places, for the page's SVG filter."""
+    places = np.linspace(0, 255, 33).round().astype(int)
+    return {name: " ".join(f"{value / 255:.3f}" for value in COLOURS[places, 0, i]) for i, name in enumerate("RGB")}
+
+
+def _fraction(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _tile(prediction: Prediction, bundle: Bundle, *, marked: bool) -> dict[str, Any]:
+    """A small picture, as it is embedded in a page, and what stands below it."""
+    assert prediction.image is not None
+    score_map = prediction.map if marked else None
+    small = draw_thumbnail(prediction.image, score_map, bundle, side=320 if marked else 128)
+    encoded = cv2.imencode(".jpg", small[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
+    return {
+        "name": prediction.source.name,
+        "score": prediction.score,
+        "over": prediction.score is not None and prediction.score > bundle.calibration.threshold,
+        "url": "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode(),
+    }
+
+
+def _polyline(values: Sequence[float]) -> dict[str, Any]:
+    """A curve in a box of 600 x 160, as points of an SVG polyline, with its ends."""
+    finite = [value for value in values if np.isfinite(value)]
+    if not finite:
+        return {"points": "", "low": 0.0, "high": 0.0}
+    low, high = min(finite), max(finite)
+    step = 600 / max(len(finite) - 1, 1)
+    points = (f"{i * step:.1f},{160 - 150 * _fraction(value, low, high):.1f}" for i, value in enumerate(finite))
+    return {"points": " ".join(points), "low": low, "high": high}
+
+
+def _histogram(scores: Sequence[float], threshold: float) -> dict[str, Any]:
+    """Bars of the held-out scores in a box of 600 x 160, and the threshold's place in it."""
+    low, high = min([*scores, threshold]), max([*scores, threshold])
+    margin = (high - low) * 0.05 or 1.0
+    low, high = low - margin, high + margin
+    counts, edges = np.histogram(scores, bins=min(40, max(8, len(scores))), range=(low, high))
+    width = 600 / len(counts)
+    peak = max(1, counts.max())
+    bars = [
+        {"x": i * width, "width": width - 1, "height": 150 * count / peak, "count": int(count), "from": edges[i]}
+        for i, count in enumerate(counts)
+        if count
+    ]
+    return {"bars": bars, "threshold": 600 * _fraction(threshold, low, high), "low": low, "high": high}

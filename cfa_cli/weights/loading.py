@@ -1,0 +1,176 @@
+"""Backbone weights, wherever they come from: the cache, the hub, the package itself or a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfa_cli.errors import WeightsError
+from cfa_cli.weights import hub
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED_BACKBONE = "resnet18"
+EMBEDDED_PATH = Path(__file__).parents[1] / "weights" / "resnet18_embedded.safetensors"
+EMBEDDED_SHA256 = "9fb071760f0e1d33596a470992657af0a22dd0685b9f98ae33d4d721a34ebca3"
+EMBEDDED_WARNING = (
+    "The ImageNet weights could not be had, so this model uses the weights that come with cfa, which were trained on "
+    "generated images and usually find fewer defects; fit again with a network, or with --weights FILE."
+)
+
+# timm's defaults for these are newer recipes; the published figures come from torchvision's weights.
+_TAGS = {"resnet18": "tv_in1k", "wide_resnet50_2": "tv_in1k", "vgg19_bn": "tv_in1k"}
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A backbone's weights as they were read, and where from."""
+
+    state_dict: dict[str, torch.Tensor] = field(repr=False)  # timm's names; what is floating is float32, all finite
+    origin: str  # "imagenet: resnet18.tv_in1k" | "embedded" | "file: NAME"
+    sha256: str  # of the file's bytes
+    warning: str | None = None  # kept wherever the model is shown
+
+
+def load_weights(spec: str, backbone: str, notify: Callable[[str], None] = lambda note: None) -> Weights:
+    """Load the weights that `spec` names for the timm model `backbone`.
+
+    `spec`: `auto` takes a cached copy, else the hub's, else for resnet18 alone the embedded weights with a warning;
+    `imagenet` never falls back; `embedded` never asks the network; anything else is a safetensors or state-dict file.
+    `notify` receives one-line notes while this works. Whether names and shapes fit the backbone is not checked here.
+    Raises WeightsError.
+    """
+    match spec:
+        case "auto":
+            try:
+                return _imagenet(backbone, notify)
+            except WeightsError as error:
+                if backbone != EMBEDDED_BACKBONE:
+                    raise
+                notify(error.message)
+                return _embedded(backbone, EMBEDDED_WARNING)
+        case "imagenet":
+            return _imagenet(backbone, notify)
+        case "embedded":
+            return _embedded(backbone)
+        case _:
+            return _file(Path(spec))
+
+
+def _imagenet(backbone: str, notify: Callable[[str], None]) -> Weights:
+    """The cached copy of timm's ImageNet weights, or the hub's."""
+    name, repo = _on_hub(backbone)
+    origin = f"imagenet: {name}"
+    if cached := hub.find_cached(name, repo):
+        try:
+            return _read(cached, origin)
+        except WeightsError as error:  # the Hugging Face cache's: our own is checked
+            notify(error.message)
+    try:
+        return _read(hub.download(name, repo, hub.cache_folder(), notify), origin)
+    except OSError as error:
+        notify(f"Cannot write to {hub.cache_folder()}: {error.strerror or error}; the download is for this run alone.")
+    with tempfile.TemporaryDirectory(prefix="cfa-", ignore_cleanup_errors=True) as folder:
+        try:
+            return _read(hub.download(name, repo, Path(folder), notify), origin)
+        except OSError as error:
+            raise WeightsError(
+                f"Cannot write the weights to {folder}: {error.strerror or error}.",
+                "Free some disk space, or set TMPDIR.",
+            ) from error
+
+
+def _on_hub(backbone: str) -> tuple[str, str]:
+    """What timm calls the ImageNet weights of `backbone`, and the hub's repository that has them."""
+    import timm
+
+    tag = _TAGS.get(backbone)
+    config = timm.get_pretrained_cfg(f"{backbone}.{tag}" if tag else backbone)
+    # A file of another name, or one that needs its own loader, does not have timm's names in it.
+    if config is None or not config.hf_hub_id or config.hf_hub_filename or config.custom_load:
+        raise WeightsError(
+            f"timm has no weights to download for {backbone}.",
+            "Give a file with --weights FILE, or choose another --backbone.",
+        )
+    return f"{config.architecture}.{config.tag}", config.hf_hub_id
+
+
+def _embedded(backbone: str, warning: str | None = None) -> Weights:
+    """The weights that come with this package."""
+    if backbone != EMBEDDED_BACKBONE:
+        raise WeightsError(
+            f"The embedded weights are for {EMBEDDED_BACKBONE}, not for {backbone}.",
+            f"Use --backbone {EMBEDDED_BACKBONE}, --weights imagenet or --weights FILE.",
+        )
+    if not EMBEDDED_PATH.is_file() or hub.sha256_of(EMBEDDED_PATH) != EMBEDDED_SHA256:
+        raise WeightsError(f"The embedded weights at {EMBEDDED_PATH} are missing or damaged.", "Install cfa again.")
+    return _read(EMBEDDED_PATH, "embedded", warning)
+
+
+def _file(path: Path) -> Weights:
+    """A user's own file."""
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder, not a weights file.", f"Name a file in it ({', '.join(_SUFFIXES)}).")
+    if not path.exists():
+        raise WeightsError(f"There is no weights file {path}.", "Use auto, imagenet, embedded or the path of a file.")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise WeightsError(f"{path} is not a kind of weights file that is read.", f"Use one of {', '.join(_SUFFIXES)}.")
+    return _read(path, f"file: {path.name}")
+
+
+def _read(path: Path, origin: str, warning: str | None = None) -> Weights:
+    """Read and check one file. Pickles are read as tensors alone: no code in them is ever run."""
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        sha256 = hub.sha256_of(path)
+        if path.suffix.lower() == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        state_dict = {
+            # a copy, because what load_file returns is the file itself, mapped into memory
+            name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+            for name, tensor in _tensors(content, path).items()
+        }
+        finite = {name: bool(torch.isfinite(tensor).all()) for name, tensor in state_dict.items()}
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except Exception as error:  # a damaged file makes the readers raise nearly anything
+        raise WeightsError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors.",
+            "Save the model's state_dict(), as safetensors or with torch.save.",
+        ) from error
+    if bad := [name for name, is_finite in finite.items() if not is_finite]:
+        raise WeightsError(f"{path} holds values that are not finite, in {bad[0]}.", "Use another weights file.")
+    return Weights(state_dict, origin, sha256, warning)
+
+
+def _tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in what a file held, without a training script's wrapping."""
+    import torch
+
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "model"):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items())
+    ):
+        raise WeightsError(
+            f"{path} is not a state dict, which maps names to tensors.",
+            "Save the model's state_dict(), as safetensors or with torch.save.",
+        )
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
