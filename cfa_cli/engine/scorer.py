@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,7 @@ from cfa_cli.model.network import Network
 from cfa_cli.records import Bundle, Geometry, Label, Prediction, Source
 
 BATCH_SIZE = 8
+_NOT_FINITE = "The model gives this image no finite score: its values are out of range. Fit the model again."
 
 
 class Scorer(Protocol):
@@ -174,6 +176,9 @@ def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list
             continue
         value, score_map = next(results)
         score = float(value)
+        if not (math.isfinite(score) and np.isfinite(score_map).all()):  # NaN is over no threshold, and would be "good"
+            predictions.append(Prediction(decoded.source, None, None, threshold, None, None, error=_NOT_FINITE))
+            continue
         label: Label = "anomalous" if score > threshold else "good"
         predictions.append(
             Prediction(

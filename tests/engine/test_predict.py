@@ -210,6 +210,19 @@ def test_a_model_whose_parts_do_not_fit(bundle, good_dir, tmp_path, damage, mess
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bank", 1e19), ("bank", 3e38), ("descriptor.weight", 3e38), ("backbone.conv1.weight", 3e38), ("baseline", 1e-45)],
+)
+def test_a_score_that_is_not_finite_is_an_error(bundle, good_dir, tmp_path, name, value):
+    huge = np.full_like(bundle.tensors[name], value)
+    path = tmp_path / "huge.safetensors"
+    save_bundle(replace(bundle, tensors=bundle.tensors | {name: huge}), path)
+    for prediction in predict(load_bundle(path), sorted(good_dir.glob("*.png"))[:2]):
+        assert (prediction.score, prediction.label, prediction.map) == (None, None, None)
+        assert "no finite score" in prediction.error
+
+
 def test_a_cropped_model_scores_the_crop_alone(good_dir, tmp_path):
     config = FitConfig(weights="embedded", size=(64, 64), crop=(32, 32), epochs=0)
     cropped = fit(sorted(good_dir.glob("*.png"))[:6], config).bundle
