@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -9,6 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfa_cli.records import Geometry
+
+AUTO_PIXELS = 224 * 224
+AUTO_MULTIPLE = 16  # px: the coarsest stride
+
+
+def auto_size(aspects: Sequence[float]) -> tuple[int, int]:
+    """Choose (height, width) for images of these aspects (height / width): the median's, within 224 x 224 px.
+
+    Both are multiples of the coarsest stride. Aspects past 1:8 are cut to it; without any, the size is square.
+    """
+    aspect = float(np.clip(np.median(aspects) if aspects else 1.0, 1 / 8, 8))
+    height = max(AUTO_MULTIPLE * 2, round((AUTO_PIXELS * aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
+    width = max(AUTO_MULTIPLE * 2, round((AUTO_PIXELS / aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
+    return height, width
 
 
 def to_input(image: np.ndarray, geometry: Geometry) -> Tensor:

@@ -27,8 +27,8 @@ import torch
 from cfa_cli import __version__
 from cfa_cli.config import FitConfig
 from cfa_cli.data.datasets import Dataset
+from cfa_cli.engine.backbone import load_backbone
 from cfa_cli.engine.evaluate import Job, data_digest, run
-from cfa_cli.engine.fit import load_backbone
 from cfa_cli.engine.results import Failure, Results, Run, document, read_results, rows, write_text
 from cfa_cli.engine.tables import markdown
 from cfa_cli.errors import CfaError, UsageError

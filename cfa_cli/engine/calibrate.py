@@ -24,6 +24,13 @@ class Threshold:
     fpr_high: float
 
 
+def split_holdout(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split `count` >= 2 images into those to train on and those held out, both ascending, at least one each."""
+    held = min(count - 1, max(1, round(count * share)))
+    order = np.random.default_rng(seed).permutation(count)
+    return sorted(order[held:].tolist()), sorted(order[:held].tolist())
+
+
 def choose_threshold(scores: Sequence[float], max_fpr: float) -> Threshold:
     """Choose the score that at most `max_fpr` of good images lie over, from n held-out good scores.
 

@@ -18,7 +18,15 @@ import platformdirs
 import torch
 from torch import Tensor
 
+from cfa_cli.engine.reading import read_ahead
+from cfa_cli.engine.workers import Workers
 from cfa_cli.errors import InputError
+from cfa_cli.geometry import to_input
+from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.network import extract_levels
+from cfa_cli.records import Geometry, Progress, ProgressCallback, Source
+
+BATCH_SIZE = 8  # images whose maps are computed at a time
 
 MEMORY_SHARE = 0.4  # of the memory that is free: past it, the maps go to a file
 
@@ -86,6 +94,44 @@ class FeatureStore:
                 "Train on fewer images, choose a smaller --size, or set XDG_CACHE_HOME to a larger disk.",
             ) from error
         return torch.from_numpy(mapped)
+
+
+def store_features(
+    store: FeatureStore,
+    backbone: Backbone,
+    sources: Sequence[Source],
+    geometry: Geometry,
+    device: torch.device,
+    progress: ProgressCallback,
+) -> tuple[list[Source], list[tuple[str, str]]]:
+    """Fill the store; return the sources that are in it, in its order, and the others: (path, reason)."""
+    usable: list[Source] = []
+    skipped: list[tuple[str, str]] = []
+    waiting: list[Tensor] = []
+
+    def extract(images: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            return extract_levels(backbone, images.to(device).contiguous(memory_format=torch.channels_last))
+
+    def flush() -> None:
+        if waiting:
+            for levels in workers.map(extract, workers.split(torch.stack(waiting))):
+                store.append(levels)
+            waiting.clear()
+
+    stream = read_ahead(sources, lambda image: to_input(image, geometry), keep_images=False, ahead=2 * BATCH_SIZE)
+    with Workers(device, BATCH_SIZE) as workers:
+        for number, decoded in enumerate(stream, start=1):
+            if decoded.input is None:
+                skipped.append((str(decoded.source.path), decoded.error or ""))
+            else:
+                usable.append(decoded.source)
+                waiting.append(decoded.input)
+            if len(waiting) == BATCH_SIZE:
+                flush()
+            progress(Progress("reading", number, len(sources)))
+        flush()
+    return usable, skipped
 
 
 def available_memory() -> int:

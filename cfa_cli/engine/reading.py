@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from cfa_cli.data.images import read_image
 from cfa_cli.errors import ImageError
 from cfa_cli.records import Source
+
+ASPECT_SAMPLE = 32  # images whose aspect is looked at
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,15 @@ def read_ahead(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def sample_aspects(paths: Sequence[Path]) -> list[float]:
+    """Return height / width of at most 32 images, spread evenly over `paths`; unreadable ones are left out."""
+    aspects = []
+    for path in paths[:: -(-len(paths) // ASPECT_SAMPLE)]:
+        try:
+            height, width = read_image(path).shape[:2]
+        except ImageError:
+            continue  # reported when all images are read
+        aspects.append(height / width)
+    return aspects

@@ -221,9 +221,9 @@ def test_ctrl_c_anywhere(cfa, here, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    for place in ("load_weights", "train_descriptor", "calibrate"):
+    for place in ("backbone.load_weights", "fit.train_descriptor", "fit.calibrate"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"cfa_cli.engine.fit.{place}", interrupted)
+            patch.setattr(f"cfa_cli.engine.{place}", interrupted)
             done = cfa("fit", "good", *QUICK, "--out", "new.safetensors")
         assert (done.code, done.out) == (130, "")
         assert done.err.splitlines()[-1] == "Error: Interrupted."

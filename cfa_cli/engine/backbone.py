@@ -1,0 +1,30 @@
+"""A backbone with the weights that a configuration names, ready to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from cfa_cli.config import FitConfig
+from cfa_cli.model.backbone import Backbone, check_backbone_name
+from cfa_cli.model.network import extract_levels
+from cfa_cli.records import BackboneInfo
+from cfa_cli.weights.loading import load_weights
+
+
+def load_backbone(config: FitConfig, notify: Callable[[str], None]) -> tuple[Backbone, BackboneInfo]:
+    """Build the backbone with the weights that `config` names. Raises WeightsError, and UsageError for its layers."""
+    check_backbone_name(config.backbone)
+    weights = load_weights(config.weights, config.backbone, notify)
+    with torch.random.fork_rng(devices=[]):  # timm draws weights first, which are replaced
+        backbone = Backbone(config.backbone, config.layers, weights.state_dict)
+    info = BackboneInfo(config.backbone, backbone.layers, weights.origin, weights.sha256, weights.warning)
+    return backbone, info
+
+
+def level_shapes(backbone: Backbone, input_size: tuple[int, int], device: torch.device) -> list[tuple[int, int, int]]:
+    """Return (C_l, h_l, w_l) of each feature map for an input of `input_size` (height, width) px."""
+    with torch.inference_mode():
+        levels = extract_levels(backbone, torch.zeros(1, 3, *input_size, device=device))
+    return [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]

@@ -1,0 +1,37 @@
+"""Where a model comes from: the versions, the day, and a digest of the images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import timm
+import torch
+
+from cfa_cli import __version__
+from cfa_cli.records import Provenance
+
+
+def record_provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> Provenance:
+    """Record what a model was made with, from the images at `paths` (below `folder`, if they come from one)."""
+    digest = hashlib.sha256()
+    for path in paths:
+        name = path.relative_to(folder) if folder is not None else Path(path.name)
+        digest.update(f"{name.as_posix()}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    # The day alone, so that the same fit gives the same bytes; SOURCE_DATE_EPOCH makes it hold on other days too.
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
+    return Provenance(
+        cfa=__version__,
+        torch=torch.__version__,
+        timm=timm.__version__,
+        python=platform.python_version(),
+        date=f"{now:%Y-%m-%d}",
+        images=len(paths),
+        images_sha256=digest.hexdigest(),
+        seed=seed,
+    )
