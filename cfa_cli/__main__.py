@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cfa_cli.errors import CfaError, ExitCode
+from cfa_cli.text import printable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -68,9 +69,9 @@ def _log(arguments: list[str]) -> str:
 
 
 def _tell(message: str, hint: str | None, code: int) -> int:
-    sys.stderr.write(f"Error: {message}\n")
+    sys.stderr.write(f"Error: {printable(message)}\n")
     if hint:
-        sys.stderr.write(f"Hint: {hint}\n")
+        sys.stderr.write(f"Hint: {printable(hint)}\n")
     return code
 
 

@@ -22,7 +22,7 @@ from cfa_cli.errors import BundleError, InputError, UsageError
 from cfa_cli.records import IMAGE_SUFFIXES, BackboneInfo, Bundle, Calibration, Geometry, Provenance
 
 FORMAT = 2  # raised when an older cfa could not read the file; see `_migrate`
-MINOR = 0  # raised when the file has more fields, which an older cfa keeps without knowing them
+MINOR = 1  # raised when the file has more fields, which an older cfa keeps without knowing them
 METADATA_KEY = "cfa"
 MAX_HEADER_BYTES = 4_000_000
 MAX_SIDE = 4096  # px, of the network's input: the memory that a damaged file can ask for has an end

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cfa_cli.config import FitConfig
+from cfa_cli.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
 
+NumberType = Literal["float32", "bfloat16", "float16"]
 Label = Literal["good", "anomalous"]
 ExportFormat = Literal["onnx", "openvino", "torch"]
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 BUNDLE_SUFFIX = ".safetensors"
 EXPORT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+SHOWN_UNKNOWN = 10  # names of fields, in a warning
 MODEL_SUFFIXES = (BUNDLE_SUFFIX, *EXPORT_SUFFIXES.values())
 
 
@@ -45,6 +48,7 @@ class BackboneInfo:
     weights: str  # "embedded" | "imagenet: resnet18.tv_in1k" | "file: NAME"
     sha256: str  # of the weights as they were read
     warning: str | None = None  # kept wherever the model is shown
+    precision: NumberType | None = None  # what fit computed its maps in; None: not recorded, by cfa before 0.2
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,16 @@ class Bundle:
     provenance: Provenance
     tensors: dict[str, np.ndarray] = field(repr=False)
     unknown: dict[str, object] = field(default_factory=dict)  # what a newer version wrote: "config.name" -> JSON value
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever uses this model should know, a sentence each."""
+        found = [self.backbone.warning] if self.backbone.warning else []
+        if self.unknown:
+            names = ", ".join(printable(name, 40) for name in list(self.unknown)[:SHOWN_UNKNOWN])
+            more = f" and {len(self.unknown) - SHOWN_UNKNOWN} more" if len(self.unknown) > SHOWN_UNKNOWN else ""
+            found.append(f"A newer version of cfa wrote this model; this one ignores {names}{more}.")
+        return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
     facts = [
         ("Backbone", f"{bundle.backbone.name} ({', '.join(bundle.backbone.layers)})"),
         ("Weights", f"{bundle.backbone.weights} (sha256 {bundle.backbone.sha256[:12]})"),
+        ("Computed in", bundle.backbone.precision or "not recorded (fitted by cfa before 0.2)"),
         ("Geometry", _geometry(bundle.geometry, bundle.grid)),
         ("Descriptor", f"{descriptor[1] - 2} + 2 -> {descriptor[0]} channels"),
         ("Bank", f"{bank[0]} centroids ({config.bank})"),
@@ -22,9 +23,7 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
         ("Trained", f"{epochs}, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
     ]
-    if bundle.backbone.warning:
-        facts.append(("Warning", bundle.backbone.warning))
-    return facts
+    return facts + [("Warning", warning) for warning in bundle.warnings]
 
 
 def model_document(bundle: Bundle) -> dict[str, Any]:
@@ -34,6 +33,7 @@ def model_document(bundle: Bundle) -> dict[str, Any]:
     names = ("config", "geometry", "backbone", "calibration", "provenance")
     document: dict[str, Any] = {name: asdict(getattr(bundle, name)) for name in names}
     document["grid"] = bundle.grid
+    document["unknown"] = bundle.unknown
     document["tensors"] = {name: list(t.shape) for name, t in bundle.tensors.items() if not name.startswith("backbone")}
     return document
 

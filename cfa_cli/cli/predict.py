@@ -82,8 +82,8 @@ def predict(
 
         bundle, scorer = load_model(model, device, precision)
         bundle = replace(bundle, calibration=recalibrate(bundle.calibration, max_fpr, threshold))
-        if bundle.backbone.warning:
-            terminal.warn(bundle.backbone.warning)
+        for warning in (*bundle.warnings, *scorer.warnings):
+            terminal.warn(warning)
         if compiled:
             from cfa_cli.engine.scorer import NetworkScorer
 

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from cfa_cli.records import Progress
+from cfa_cli.text import printable
 
 JSON_VERSION = 1
 NOTE_SECONDS = 10.0  # between lines of progress where stderr is no terminal
@@ -73,7 +74,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Show a one-line note."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text), markup=False)
 
     def warn(self, text: str) -> None:
         """Show a warning, also under --quiet: it concerns the results."""
@@ -133,4 +134,4 @@ def file_size(size: int) -> str:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.geometry import auto_size
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
-from cfa_cli.model.device import backbone_dtype, choose_device
+from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.scoremap import ScoreMap
 from cfa_cli.records import Bundle, Calibration, FitResult, Geometry, Progress, ProgressCallback, Source
 
@@ -76,7 +76,7 @@ def fit(
         config=config,
         geometry=geometry,
         grid=grid,
-        backbone=backbone_info,
+        backbone=replace(backbone_info, precision=number_type(dtype)),
         calibration=calibration,
         provenance=record_provenance(folder, [source.path for source in usable], config.seed),
         tensors=tensors | learned.tensors() | {"baseline": baseline},

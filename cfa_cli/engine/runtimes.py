@@ -34,6 +34,8 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 class ExportedScorer:
     """A model that `cfa export` wrote, scoring as the line's computer does. `run` maps a batch to scores and maps."""
 
+    warnings: tuple[str, ...] = ()
+
     def __init__(self, run: Run, bundle: Bundle, export: dict[str, Any]) -> None:
         self.geometry = bundle.geometry
         self.takes_any_size, self.takes_any_batch = bool(export["resize"]), bool(export["dynamic_batch"])

@@ -22,7 +22,7 @@ from cfa_cli.errors import BundleError, CfaError, DeviceError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
-from cfa_cli.model.device import backbone_dtype, choose_device
+from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16
 from cfa_cli.model.network import Network
 from cfa_cli.records import Bundle, Geometry, Label, Prediction, Source
 
@@ -34,6 +34,7 @@ class Scorer(Protocol):
     """What scores batches: the engine's own network, or an exported one."""
 
     geometry: Geometry
+    warnings: tuple[str, ...]  # what its user should know, a sentence each
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """Turn an image (h, w, 3), RGB, uint8 or uint16, into one input. Raises ImageError if it cannot."""
@@ -48,8 +49,14 @@ class NetworkScorer:
     """A network on a device, with the quick search."""
 
     def __init__(
-        self, network: Network, geometry: Geometry, device: str = "auto", precision: Precision = "auto"
+        self,
+        network: Network,
+        geometry: Geometry,
+        device: str = "auto",
+        precision: Precision = "auto",
+        warnings: tuple[str, ...] = (),
     ) -> None:
+        self.warnings = warnings
         self.geometry = geometry
         self.device = choose_device(device)
         self.network = network.to(self.device).eval()
@@ -128,8 +135,31 @@ def build_network(bundle: Bundle) -> Network:
 
 
 def load_scorer(bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> NetworkScorer:
-    """Make a bundle ready to score; `precision` None takes the one it was fitted with."""
-    return NetworkScorer(build_network(bundle), bundle.geometry, device, precision or bundle.config.precision)
+    """Make a bundle ready to score.
+
+    `precision` None takes the number type that the model was fitted in, or, with a warning, float32 where the device
+    does not compute that one natively.
+    """
+    warnings: tuple[str, ...] = ()
+    if precision is None:
+        precision = bundle.backbone.precision or bundle.config.precision  # before 0.2 only the latter was recorded
+        if not _is_native(precision, choose_device(device)):
+            warnings = (
+                f"This model was fitted in {precision}, which this device does not compute natively: it scores in "
+                "float32, a little differently from the images that made its threshold.",
+            )
+            precision = "float32"
+    return NetworkScorer(build_network(bundle), bundle.geometry, device, precision, warnings)
+
+
+def _is_native(precision: Precision, device: torch.device) -> bool:
+    """Tell whether the device multiplies this number type itself; `auto` is made so that it does."""
+    return {
+        "auto": True,
+        "float32": True,
+        "bfloat16": native_bfloat16(device),
+        "float16": device.type != "cpu",
+    }[precision]
 
 
 def score_sources(

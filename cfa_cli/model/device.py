@@ -6,6 +6,7 @@ import torch
 
 from cfa_cli.config import Precision
 from cfa_cli.errors import DeviceError, UsageError
+from cfa_cli.records import NumberType
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,6 +33,16 @@ def backbone_dtype(precision: Precision, device: torch.device) -> torch.dtype:
             raise UsageError("float16 is for accelerators.", "Use --precision auto, float32 or bfloat16 on the CPU.")
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     return torch.bfloat16 if native_bfloat16(device) else torch.float32
+
+
+def number_type(dtype: torch.dtype) -> NumberType:
+    """Return the name of a type that `backbone_dtype` gave."""
+    names: dict[torch.dtype, NumberType] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return names[dtype]
 
 
 def native_bfloat16(device: torch.device) -> bool:

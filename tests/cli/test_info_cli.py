@@ -8,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
+
 from cfa_cli.bundle import load_bundle, save_bundle
 
 
@@ -56,6 +58,31 @@ def test_a_warning_is_shown_wherever_the_model_is(cfa, model, good_dir, tmp_path
     assert json.loads(cfa("info", "warned.safetensors", "--json").out)["backbone"]["warning"]
     predicted = cfa("predict", good_dir / "000.png", "--model", "warned.safetensors", "--save", "none", "--quiet")
     assert "Warning: These [weights] are poor." in predicted.err
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_type_that_fit_took_is_kept_and_shown(cfa, good_dir, precision):
+    options = ("--weights", "embedded", "--size", "32", "--epochs", "0", "--precision", precision, "--quiet")
+    assert cfa("fit", good_dir, *options).code == 0
+    assert f"Computed in      {precision}" in cfa("info").out
+    assert json.loads(cfa("info", "--json").out)["backbone"]["precision"] == precision
+
+
+def test_an_automatic_number_type_is_recorded_as_it_was_resolved(fitted):
+    assert fitted.bundle.config.precision == "auto"
+    assert fitted.bundle.backbone.precision in ("bfloat16", "float32")
+
+
+def test_what_a_newer_version_wrote_is_named_wherever_the_model_is(cfa, model, good_dir, tmp_path):
+    bundle = load_bundle(model)
+    names = {"colours": ["red"], "geometry.rotation": 90, "config.\x1b[2Jclear": 1}
+    save_bundle(replace(bundle, unknown=names), tmp_path / "newer.safetensors")
+    shown = "ignores colours, config.\\x1b[2Jclear, geometry.rotation."
+    assert shown in cfa("info", "newer.safetensors").out
+    assert json.loads(cfa("info", "newer.safetensors", "--json").out)["unknown"] == names
+    predicted = cfa("predict", good_dir / "000.png", "--model", "newer.safetensors", "--save", "none")
+    assert predicted.code == 0
+    assert predicted.err.count(shown) == 1
 
 
 def test_it_takes_the_model_of_the_working_folder_and_loads_no_torch(model, tmp_path):

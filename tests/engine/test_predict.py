@@ -223,6 +223,24 @@ def test_a_score_that_is_not_finite_is_an_error(bundle, good_dir, tmp_path, name
         assert "no finite score" in prediction.error
 
 
+@pytest.mark.parametrize("fitted_in", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("native", [True, False])
+def test_predict_computes_in_what_fit_computed_in_where_it_is_native(bundle, monkeypatch, fitted_in, native):
+    """On the CPU: bfloat16 as the processor has it, float16 never."""
+    monkeypatch.setattr("cfa_cli.engine.scorer.native_bfloat16", lambda device: native)
+    model = replace(bundle, backbone=replace(bundle.backbone, precision=fitted_in))
+
+    def computed_in(scorer):
+        return str(next(scorer.network.backbone.parameters()).dtype).removeprefix("torch.")
+
+    scorer = load_scorer(model)
+    same = fitted_in == "float32" or (fitted_in == "bfloat16" and native)
+    assert computed_in(scorer) == (fitted_in if same else "float32")
+    assert [fitted_in in warning and "float32" in warning for warning in scorer.warnings] == [True] * (not same)
+    asked = load_scorer(model, precision="bfloat16")
+    assert (computed_in(asked), asked.warnings) == ("bfloat16", ())
+
+
 def test_a_cropped_model_scores_the_crop_alone(good_dir, tmp_path):
     config = FitConfig(weights="embedded", size=(64, 64), crop=(32, 32), epochs=0)
     cropped = fit(sorted(good_dir.glob("*.png"))[:6], config).bundle
