@@ -58,9 +58,7 @@ class FitConfig:
     """
 
     backbone: Annotated[str, "Any timm model with feature maps, for example wide_resnet50_2."] = "resnet18"
-    layers: Annotated[
-        tuple[str, ...] | None, "Its feature maps, by stride or by name: 4,8,16 or layer1,layer2 (default: 4,8,16)."
-    ] = None
+    layers: Annotated[tuple[str, ...] | None, "Its feature maps, by stride or by name: 4,8,16 or layer1,layer2."] = None
     weights: Annotated[str, "auto (cache, hub, else embedded), imagenet, embedded, or a file (.safetensors, .pth)."] = (
         "auto"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cfa_cli.records import Bundle, Geometry
 
 
@@ -24,18 +22,6 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("Trained", f"{epochs}, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
     ]
     return facts + [("Warning", warning) for warning in bundle.warnings]
-
-
-def model_document(bundle: Bundle) -> dict[str, Any]:
-    """Describe a model for --json."""
-    from dataclasses import asdict
-
-    names = ("config", "geometry", "backbone", "calibration", "provenance")
-    document: dict[str, Any] = {name: asdict(getattr(bundle, name)) for name in names}
-    document["grid"] = bundle.grid
-    document["unknown"] = bundle.unknown
-    document["tensors"] = {name: list(t.shape) for name, t in bundle.tensors.items() if not name.startswith("backbone")}
-    return document
 
 
 def _geometry(geometry: Geometry, grid: tuple[int, int]) -> str:

@@ -20,7 +20,9 @@ def info(
 
     model = load_bundle(bundle)
     if json:
-        render.print_json({"command": "info", "model": str(bundle), **describe.model_document(model)})
+        from cfa_cli.engine.describe import model_document
+
+        render.print_json({"command": "info", "model": str(bundle), **model_document(model)})
         return
     images = f"{model.provenance.images} good images (list sha256 {model.provenance.images_sha256[:12]})"
     versions = f"torch {model.provenance.torch}, timm {model.provenance.timm}, Python {model.provenance.python}"

@@ -1,72 +1,132 @@
-"""The words that the commands share, and how their values are read."""
+"""The options that commands share, and how their values are read."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
+import typing
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cfa_cli.config import PRESETS, BankKind, FitConfig, Precision, Preset
+from cfa_cli.config import PRESETS, FitConfig, Precision, Preset
 from cfa_cli.errors import UsageError
 
 DEFAULT_MODEL = Path("cfa-model.safetensors")
 
+FILES, MESSAGES = "Files", "Messages"  # panels of --help
+PANELS = {  # of the options that are made from FitConfig's fields, in their order
+    "Input": ("size", "crop"),
+    "Backbone": ("backbone", "layers", "weights"),
+    "Memory bank and descriptor": ("bank", "gamma_c", "gamma_d"),
+    "Training": ("epochs", "batch_size", "lr", "seed"),
+    "Threshold": ("holdout", "max_fpr"),
+    "Computing": ("device", "precision"),
+}
+_METAVARS = {"size": "SIZE", "crop": "SIZE", "layers": "NAMES", "weights": "NAME|FILE"}
+_METAVARS_OF_TYPES = {str: "NAME", int: "N", float: "NUMBER"}
+_UNSET = {"size": "auto", "crop": "none", "layers": "4,8,16"}  # what None means
 
-Model = Annotated[Path, typer.Option("--model", "-m", help="The model to use.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-PrecisionOption = Annotated[
-    Precision | None,
-    typer.Option(help="The backbone's numbers; auto: bfloat16 where the processor multiplies it natively."),
+
+def field_option(name: str, default: str | None = None) -> Any:
+    """Return the Typer option of a field of FitConfig: its help, and `default` or else its default in every preset."""
+    kind, *notes = typing.get_args(typing.get_type_hints(FitConfig, include_extras=True)[name])
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=f"{next(note for note in notes if isinstance(note, str))} \\[default: {default or _default(name)}]",
+        metavar=_METAVARS.get(name) or _METAVARS_OF_TYPES.get(kind),
+        show_default=False,
+        rich_help_panel=next(panel for panel, names in PANELS.items() if name in names),
+    )
+
+
+def _default(name: str) -> str:
+    """Return the field's default as text, and those of the presets that have another."""
+    texts = {preset: _text(name, getattr(config, name)) for preset, config in PRESETS.items()}
+    others = [f"{preset}: {text}" for preset, text in texts.items() if text != texts["default"]]
+    return "; ".join([texts["default"], *others])
+
+
+def _text(name: str, value: object) -> str:
+    if value is None:
+        return _UNSET[name]
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+Model = Annotated[Path, typer.Option("--model", "-m", help="The model to use.", metavar="FILE", rich_help_panel=FILES)]
+Device = Annotated[str, field_option("device")]
+PrecisionOption = Annotated[Precision | None, field_option("precision", "the model's")]
+MaxFpr = Annotated[float | None, field_option("max_fpr", "the model's")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.", rich_help_panel=MESSAGES),
 ]
-MaxFpr = Annotated[float | None, typer.Option(help="Share of good images that the threshold may flag.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes: results and errors alone.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also show how long each phase took.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No progress, no notes: results and errors alone.", rich_help_panel=MESSAGES),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also show how long each phase took.", rich_help_panel=MESSAGES)
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=FILES)]
 PresetOption = Annotated[
     Preset,
     typer.Option(
-        help="default: a K-means bank, one epoch, scores relative to what is usual at their place: more defects found, "
-        "several times sooner. paper: the paper's recipe, for comparisons."
+        help="default: a K-means bank, one epoch, scores normalised by position; it finds more defects, several times "
+        "sooner. paper: the paper's recipe, for comparisons."
     ),
 ]
-Backbone = Annotated[str | None, typer.Option(help="Any timm model with feature maps, for example wide_resnet50_2.")]
-Layers = Annotated[str | None, typer.Option(help="Its maps, by stride or name, with commas: 4,8,16 or layer1,layer2.")]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option(help="auto (cache, hub, else embedded), imagenet, embedded, or a file (.safetensors, .pth)."),
-]
-Size = Annotated[
-    str | None, typer.Option(help="The network's input in px: 256, HEIGHTxWIDTH, or auto (the images' aspect).")
-]
-Crop = Annotated[str | None, typer.Option(help="Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH.")]
-Bank = Annotated[BankKind | None, typer.Option(help="How the memory bank is built.")]
-GammaC = Annotated[int | None, typer.Option(help="Compress the bank to (h*w)/GAMMA_C centroids.")]
-GammaD = Annotated[int | None, typer.Option(help="Reduce the descriptor to C/GAMMA_D channels.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a training step.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="AdamW's learning rate.")]
-Seed = Annotated[int | None, typer.Option(help="Of the hold-out, the initial descriptor and the order of images.")]
-Holdout = Annotated[float | None, typer.Option(help="Share of the good images kept for calibration.")]
 
 
-def build_config(
-    preset: Preset, *, size: str | None, crop: str | None, layers: str | None, **overrides: object
-) -> FitConfig:
-    """Return the preset's configuration with whatever was given on the command line. Raises UsageError."""
-    from dataclasses import replace
+def fit_options(leave_out: Collection[str] = ()) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command --preset and an option for each field of FitConfig but `leave_out`.
 
-    changes = {name: value for name, value in overrides.items() if value is not None}
-    if size is not None:
-        changes["size"] = None if size == "auto" else parse_size(size, "--size")
-    if crop is not None:
-        changes["crop"] = parse_size(crop, "--crop")
-    if layers is not None:
-        changes["layers"] = tuple(part.strip() for part in layers.split(",") if part.strip())
-    return replace(PRESETS[preset], **changes)  # type: ignore[arg-type]
+    They stand where the command has its parameter `config`, which gets the FitConfig that they make.
+    """
+    kinds = {
+        name: str if name in _TEXTS else typing.get_args(kind)[0]
+        for name, kind in typing.get_type_hints(FitConfig, include_extras=True).items()
+    }
+    names = [name for panel in PANELS.values() for name in panel if name not in leave_out]
+    options = [inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default="default", annotation=PresetOption)]
+    options += [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[kinds[name] | None, field_option(name)],
+        )
+        for name in names
+    ]
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+            parameters += options if parameter.name == "config" else own
+
+        @functools.wraps(command)
+        def with_config(**values: Any) -> int:
+            given = {name: value for name in names if (value := values.pop(name)) is not None}
+            return command(config=build_config(values.pop("preset"), given), **values)
+
+        del with_config.__wrapped__  # Typer reads the signature of what is wrapped
+        with_config.__annotations__ = {}
+        vars(with_config)["__signature__"] = signature.replace(parameters=parameters)
+        return with_config
+
+    return decorate
+
+
+def build_config(preset: Preset, given: dict[str, Any]) -> FitConfig:
+    """Return the preset's configuration with what was given on the command line. Raises UsageError."""
+    changes = {name: _TEXTS[name](value) if name in _TEXTS else value for name, value in given.items()}
+    return replace(PRESETS[preset], **changes)
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:
@@ -76,3 +136,10 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
         raise UsageError(f"{option} {text} is no size.", f"Write {option} 256, or HEIGHTxWIDTH like 256x640.")
     height = int(match[1])
     return height, int(match[2] or height)
+
+
+_TEXTS: dict[str, Callable[[str], Any]] = {  # fields that are written as text on the command line
+    "size": lambda text: None if text == "auto" else parse_size(text, "--size"),
+    "crop": lambda text: parse_size(text, "--crop"),
+    "layers": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+}

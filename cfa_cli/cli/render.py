@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from cfa_cli.records import Progress
@@ -20,17 +21,31 @@ JSON_VERSION = 1
 NOTE_SECONDS = 10.0  # between lines of progress where stderr is no terminal
 
 
+@dataclass
+class _Work:
+    """Something under way that has a bar of its own."""
+
+    phase: str
+    task: TaskID
+    started: float
+    done_before: int  # when it started
+    line: str = ""  # where it is
+
+
 class Terminal:
-    """stderr during a command: a progress bar, notes and warnings. A context manager."""
+    """stderr during a command: progress bars, notes and warnings. A context manager.
+
+    Where stderr is no terminal there are no bars but a line now and then. A note or warning is shown once.
+    """
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._bar = Bar(
-            TextColumn("{task.description}"),
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -38,59 +53,77 @@ class Terminal:
             transient=True,
             disable=quiet or not self.console.is_terminal,
         )
-        self._task: TaskID | None = None
-        self._phase = ""
-        self._started = self._noted = 0.0
+        self._works: dict[str, _Work] = {}
+        self._noted = time.monotonic()
+        self._said: set[str] = set()
 
     def __enter__(self) -> Terminal:
-        if not self._bar.disable:  # some versions of rich end even a disabled bar with an empty line
-            self._bar.start()
+        if not self._bars.disable:  # some versions of rich end even a disabled bar with an empty line
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._end_phase()
-        if not self._bar.disable:
-            self._bar.stop()
+        for work in list(self._works) if kind is None else ():
+            self.end(work)
+        if not self._bars.disable:
+            self._bars.stop()
 
-    def progress(self, step: Progress) -> None:
-        """Show one step of long work."""
-        if step.phase != self._phase:
-            self._begin_phase(step)
-        elapsed = time.monotonic() - self._started
-        rate = f"{step.done / elapsed:.0f} {step.unit}/s" if elapsed > 0.5 else ""
-        parts = [f"epoch {step.epoch}/{step.epochs}" if step.epoch else "", rate]
-        if step.loss is not None:
-            parts.insert(1, f"loss {step.loss:.4g}")
+    def progress(self, step: Progress, work: str = "") -> None:
+        """Show one step of long work; `work` names it where several go on at once."""
+        if work not in self._works or step.phase != self._works[work].phase:
+            self._begin(step, work)
+        now, current = time.monotonic(), self._works[work]
+        elapsed = now - current.started
+        parts = [f"epoch {step.epoch}/{step.epochs}" if step.epoch else ""]
+        parts += [f"loss {step.loss:.4g}" if step.loss is not None else ""]
+        parts += [_rate(step.done / elapsed, step.unit) if elapsed > 0.5 else ""]
         detail = "  ".join(part for part in parts if part)
-        if self._task is not None:
-            self._bar.update(self._task, completed=step.done, total=step.total, detail=detail)
-        if self._bar.disable and not self.quiet and time.monotonic() - self._noted > NOTE_SECONDS:
-            self._noted = time.monotonic()
-            self.console.print(f"{step.phase}: {step.done}/{step.total}  {detail}", markup=False)
+        self._bars.update(current.task, completed=step.done, total=step.total, detail=detail)
+        eta = elapsed / max(1, step.done - current.done_before) * (step.total - step.done)
+        current.line = f"{_title(step, work)}: {step.done}/{step.total}  {detail}  ETA {duration(eta)}"
+        if self._bars.disable and now - self._noted > NOTE_SECONDS:
+            self._noted = now
+            overall = [self._works[""].line] if work and "" in self._works else []
+            self._print("; ".join([*overall, current.line]))
+
+    def end(self, work: str = "") -> None:
+        """Take the bar of finished work away."""
+        if current := self._works.pop(work, None):
+            self._bars.remove_task(current.task)
+            if self.verbose:
+                self._print(f"{work + ', ' if work else ''}{current.phase}: {time.monotonic() - current.started:.1f} s")
 
     def note(self, text: str) -> None:
-        """Show a one-line note."""
+        """Show a one-line note, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Show a warning once, also under --quiet: it concerns the results."""
+        if text not in self._said:
+            self._said.add(text)
+            self.console.print(f"[bold yellow]Warning:[/] {_escape(text)}")
+
+    def _print(self, text: str) -> None:
         if not self.quiet:
             self.console.print(printable(text), markup=False)
 
-    def warn(self, text: str) -> None:
-        """Show a warning, also under --quiet: it concerns the results."""
-        self.console.print(f"[bold yellow]Warning:[/] {_escape(text)}")
+    def _begin(self, step: Progress, work: str) -> None:
+        self.end(work)
+        title = _title(step, work)
+        task = self._bars.add_task(title[:1].upper() + title[1:], total=step.total, detail="")
+        self._works[work] = _Work(step.phase, task, time.monotonic(), step.done)
 
-    def _begin_phase(self, step: Progress) -> None:
-        self._end_phase()
-        self._phase, self._started, self._noted = step.phase, time.monotonic(), time.monotonic()
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(step.phase.capitalize(), total=step.total, detail="")
 
-    def _end_phase(self) -> None:
-        if self.verbose and self._phase:
-            self.note(f"{self._phase}: {time.monotonic() - self._started:.1f} s")
-        self._phase = ""
+def _title(step: Progress, work: str) -> str:
+    return f"{work}: {step.phase}" if work else step.phase
+
+
+def _rate(each_second: float, unit: str) -> str:
+    return f"{each_second:.0f} {unit}/s" if each_second >= 1 else ""
 
 
 def print_json(document: dict[str, Any]) -> None:

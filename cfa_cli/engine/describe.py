@@ -1,0 +1,18 @@
+"""A model as a JSON document."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from cfa_cli.records import Bundle
+
+
+def model_document(bundle: Bundle) -> dict[str, Any]:
+    """Describe a model for --json."""
+    names = ("config", "geometry", "backbone", "calibration", "provenance")
+    document: dict[str, Any] = {name: asdict(getattr(bundle, name)) for name in names}
+    document["grid"] = bundle.grid
+    document["unknown"] = bundle.unknown
+    document["tensors"] = {name: list(t.shape) for name, t in bundle.tensors.items() if not name.startswith("backbone")}
+    return document

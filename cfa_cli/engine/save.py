@@ -1,0 +1,70 @@
+"""Writing what a fit made: the model and, if it is wanted, the page about its training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfa_cli.bundle import save_bundle
+from cfa_cli.data.inputs import find_sources
+from cfa_cli.engine.describe import model_document
+from cfa_cli.engine.scorer import load_scorer, score_sources
+from cfa_cli.records import FitResult, Prediction, Progress, ProgressCallback
+from cfa_cli.results.report import write_fit_report
+
+
+@dataclass(frozen=True)
+class SavedFit:
+    """What a fit made and where it was written."""
+
+    result: FitResult
+    model: Path
+    bytes: int  # of the model
+    report: Path | None
+
+    def document(self) -> dict[str, Any]:
+        """Return the fit for --json."""
+        result = self.result
+        return {
+            "command": "fit",
+            "model": str(self.model),
+            "bytes": self.bytes,
+            "report": str(self.report) if self.report else None,
+            "seconds": result.seconds,
+            "train_images": result.train_images,
+            "holdout_images": result.holdout_images,
+            "skipped": [{"path": path, "reason": reason} for path, reason in result.skipped],
+            "losses": result.losses,
+            "warnings": result.warnings,
+            **model_document(result.bundle),
+        }
+
+
+def save_fit(
+    result: FitResult,
+    good: Path,
+    model: Path,
+    report: Path | None,
+    *,
+    force: bool,
+    device: str,
+    progress: ProgressCallback,
+) -> SavedFit:
+    """Write the model and, if `report` names a page, the page, which shows the images in `good` with their scores.
+
+    Raises InputError where a file exists (unless `force`) or cannot be written.
+    """
+    written = save_bundle(result.bundle, model, force)
+    if report is not None:
+        write_fit_report(report, result, _score(result, good, device, progress))
+    return SavedFit(result, model, written, report)
+
+
+def _score(result: FitResult, good: Path, device: str, progress: ProgressCallback) -> Iterator[Prediction]:
+    sources = find_sources([str(good)])
+    scorer, threshold = load_scorer(result.bundle, device), result.bundle.calibration.threshold
+    for number, prediction in enumerate(score_sources(scorer, sources, threshold, keep_images=True), start=1):
+        progress(Progress("scoring", number, len(sources)))
+        yield prediction
