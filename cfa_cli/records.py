@@ -17,7 +17,8 @@ NumberType = Literal["float32", "bfloat16", "float16"]
 Label = Literal["good", "anomalous"]
 ExportFormat = Literal["onnx", "openvino", "torch"]
 
-IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 200.0  # megapixels of an image, unless told otherwise: line-scan cameras reach 100
 BUNDLE_SUFFIX = ".safetensors"
 EXPORT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 SHOWN_UNKNOWN = 10  # names of fields, in a warning

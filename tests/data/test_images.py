@@ -16,30 +16,13 @@ from PIL import Image, ImageOps
 
 from cfa_cli.data.images import read_image
 from cfa_cli.errors import ImageError
-
-HEIGHT, WIDTH = 40, 60
-
-
-def scene() -> np.ndarray:
-    """(40, 60, 3) RGB, smooth, without symmetry: a swapped channel or axis shows."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    return np.stack([x * 4, y * 3, 200 - x - y], axis=-1).astype(np.uint8)
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
-    return buffer.getvalue()
+from tests.data.files import HEIGHT, WIDTH, encode, png_chunk, scene
 
 
 def oriented(kind: str, orientation: int, **options: object) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode(Image.fromarray(scene()), kind, exif=exif, **options)
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def read(tmp_path: Path, data: bytes, name: str = "image.png") -> np.ndarray:
@@ -88,19 +71,8 @@ def test_modes_become_what_pillow_makes_of_them(tmp_path: Path, mode: str, kind:
     assert np.abs(image - expected).max() <= (2 if mode == "CMYK" else 0)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_alpha_is_dropped_not_composited(tmp_path: Path, kind: str) -> None:
-    alpha = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
-    data = encode(
-        Image.fromarray(np.dstack([scene(), alpha])),
-        kind,
-        **({"lossless": True, "exact": True} if kind == "WEBP" else {}),
-    )
-    np.testing.assert_array_equal(read(tmp_path, data), scene())
-
-
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 3])
 def test_16_bit_is_neither_clipped_nor_rescaled(tmp_path: Path, suffix: str, channels: int) -> None:
     values = np.linspace(0, 65535, HEIGHT * WIDTH * channels).astype(np.uint16).reshape(HEIGHT, WIDTH, channels)
     cv2.imwrite(str(tmp_path / f"deep{suffix}"), values)
@@ -236,12 +208,12 @@ FLOATS = Image.fromarray(np.linspace(0, 1, HEIGHT * WIDTH, dtype=np.float32).res
         ("zero.png", b"", r"zero\.png is empty \(0 bytes\)\."),
         ("one.png", encode(Image.new("RGB", (1, 1)), "PNG"), r"one\.png is 1 x 1 px; at least 32 px"),
         ("flat.png", encode(Image.new("RGB", (60, 31)), "PNG"), r"flat\.png is 60 x 31 px; at least 32 px"),
-        ("text.jpg", b"hello, world\n" * 50, r"text\.jpg is not an image that cfa reads \(PNG, JPEG, BMP, TIFF or"),
+        ("text.jpg", b"hello, world\n" * 50, r"text\.jpg is not an image that cfa reads \(PNG, JPEG, BMP, TIFF, WebP"),
         ("few.png", b"\x89P", r"few\.png is not an image"),
         ("moving.gif", encode(Image.fromarray(scene()), "GIF"), r"moving\.gif is not an image that cfa reads"),
         ("float.tif", encode(FLOATS, "TIFF"), r"float\.tif holds float32 values; 8-bit and 16-bit images are read\."),
         ("int.tif", encode(Image.new("I", (60, 40)), "TIFF"), r"int\.tif holds int32 values"),
-        ("huge.png", huge_png(), r"huge\.png has more pixels than can be read \(2\^30\)\."),
+        ("huge.png", huge_png(), r"huge\.png is 40000 x 30000 px by its header, 1,200 megapixels; the limit is 200\."),
         ("model.safetensors", safetensors(), r"model\.safetensors is a model, not an image\."),
         ("renamed.png", safetensors(), r"renamed\.png is a model, not an image\."),
         ("riff.webp", b"RIFF\x10\0\0\0WEBPVP8 " + bytes(100), r"riff\.webp is damaged"),
@@ -281,10 +253,10 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path.chmod(0)
     if os.access(path, os.R_OK):  # root may read everything
 
-        def refuse(_: Path) -> bytes:
+        def refuse(*_: object) -> int:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ImageError, match=r"Cannot read .*locked\.png: Permission denied\.") as error:
         read_image(path)
     assert error.value.hint == "Check the file's permissions."

