@@ -1,4 +1,4 @@
-"""Measure how cfa's cost grows, and write scaling.md and scaling.svg into --out. Needs matplotlib.
+"""Measure how cfa's cost grows, and write scaling.md and scaling.svg into --out.
 
     python examples/benchmarks/scaling.py IMAGES [--counts 100 1000 10000] [--weights embedded] [--out FOLDER]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,12 @@ TITLES = {
     "gamma_d": "Descriptor channels D = C / gamma_d",
     "gamma_c": "Centroids M = h*w / gamma_c",
 }
+CURVES = {
+    "time": {"predict_ms": "predict, ms an image", "fit_s": "fit, s"},
+    "peak memory, MB": {"predict_peak_MB": "predict", "fit_peak_MB": "fit"},
+}
+WIDTH, HEIGHT = 220, 160  # of one plot, px
+COLOURS = ("#1f77b4", "#c2570c")
 SIZES = (128, 224, 320, 512, 768, 1024)
 Point = dict[str, float]
 
@@ -86,38 +93,59 @@ def table(title: str, points: list[Point]) -> list[str]:
     return [f"## {title}", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *rows, ""]
 
 
-def plot(found: dict[str, list[Point]], out: Path) -> None:
-    """Draw time (above) and memory (below) over each variable."""
-    import matplotlib as mpl
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers within a logarithmic axis; over many decades the powers of ten alone."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    leads = (1, 2, 5) if high / low < 1000 else (1,)
+    return [tick for decade in decades for lead in leads if low <= (tick := lead * 10.0**decade) <= high]
 
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator, NullLocator
 
-    curves = {
-        "time": {"predict_ms": "predict, ms an image", "fit_s": "fit, s"},
-        "peak memory, MB": {"predict_peak_MB": "predict", "fit_peak_MB": "fit"},
-    }
-    figure, axes = plt.subplots(2, len(found), figsize=(3.6 * len(found), 6), sharex="col", constrained_layout=True)
+def panel(name: str, points: list[Point], label: str, lines: dict[str, str]) -> list[str]:
+    """SVG elements of one plot, both axes logarithmic, from (0, 0) to (WIDTH, HEIGHT)."""
+    lines = {key: title for key, title in lines.items() if key in points[0]}
+    x = [point[name] for point in points]
+    values = [point[key] for key in lines for point in points]
+    low, high = min(values) / 2, max(values) * 2  # what hardly changes shall look so
+
+    def right(value: float) -> float:
+        return WIDTH * (0.05 + 0.9 * math.log(value / x[0]) / math.log(x[-1] / x[0]))
+
+    def down(value: float) -> float:
+        return HEIGHT * math.log(high / value) / math.log(high / low)
+
+    drawn = [f'<rect width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#888"/>']
+    for tick in ticks(low, high):
+        drawn.append(f'<path d="M0 {down(tick):.1f}H{WIDTH}" stroke="#ddd"/>')
+        drawn.append(f'<text x="-5" y="{down(tick) + 3:.1f}" text-anchor="end">{tick:g}</text>')
+    for value in x:
+        drawn.append(f'<text x="{right(value):.1f}" y="{HEIGHT + 14}" text-anchor="middle">{value:g}</text>')
+    for number, (key, title) in enumerate(lines.items()):
+        spots = [(right(point[name]), down(point[key])) for point in points]
+        path = " ".join(f"{across:.1f},{below:.1f}" for across, below in spots)
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[number]}" stroke-width="2"/>')
+        drawn += [
+            f'<circle cx="{across:.1f}" cy="{below:.1f}" r="3" fill="{COLOURS[number]}"/>' for across, below in spots
+        ]
+        drawn.append(f'<text x="{2 + 120 * number}" y="-5" fill="{COLOURS[number]}">{title}</text>')
+    drawn.append(f'<text transform="translate(-38 {HEIGHT / 2:g}) rotate(-90)" text-anchor="middle">{label}</text>')
+    return drawn
+
+
+def plot(found: dict[str, list[Point]]) -> str:
+    """An SVG of time (above) and memory (below) over each variable, so plain that a rerun changes few lines."""
+    width, height = (WIDTH + 65) * len(found) + 5, 2 * HEIGHT + 105
+    drawn = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"',
+        ' font-size="10">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
     for column, (name, points) in enumerate(found.items()):
-        x = [point[name] for point in points]
-        for axis, (label, lines) in zip(axes[:, column], curves.items(), strict=True):
-            for key, title in lines.items():
-                if key in points[0]:
-                    axis.plot(x, [point[key] for point in points], marker="o", label=title)
-            axis.set(xscale="log", yscale="log", ylabel=label)
-            axis.set_xticks(x, [f"{value:.0f}" for value in x], fontsize=8)
-            axis.xaxis.set_minor_locator(NullLocator())
-            low, high = axis.get_ylim()
-            axis.set_ylim(low / 2, high * 2)  # what hardly changes shall look so
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_locator(NullLocator())
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=8)
-        axes[0, column].set_title(TITLES[name], fontsize=10)
-        axes[1, column].set_xlabel(name)
-    figure.savefig(out)
+        left = 55 + (WIDTH + 65) * column
+        drawn.append(f'<text x="{left + WIDTH / 2:g}" y="18" font-size="12" text-anchor="middle">{TITLES[name]}</text>')
+        for row, (label, lines) in enumerate(CURVES.items()):
+            drawn.append(f'<g transform="translate({left} {42 + (HEIGHT + 40) * row})">')
+            drawn += [*panel(name, points, label, lines), "</g>"]
+    return "\n".join([*drawn, "</svg>", ""])
 
 
 def main() -> None:
@@ -152,8 +180,8 @@ def main() -> None:
     for name, points in found.items():
         lines += table(TITLES[name], points)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "scaling.md").write_text("\n".join([*lines, "![Time and memory](scaling.svg)", ""]))
-    plot(found, options.out / "scaling.svg")
+    (options.out / "scaling.md").write_text("\n".join([*lines, "![Time and memory](scaling.svg)", ""]), "utf-8")
+    (options.out / "scaling.svg").write_text(plot(found), encoding="utf-8")
     print(json.dumps(found))
 
 
