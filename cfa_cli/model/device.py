@@ -48,5 +48,7 @@ def number_type(dtype: torch.dtype) -> NumberType:
 def native_bfloat16(device: torch.device) -> bool:
     """Tell whether the device multiplies bfloat16 natively (on the CPU: AMX or AVX512-BF16)."""
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # torch has no public question for this; where its private ones are gone, float32 is right and only slower.
+        asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        return any(ask() for ask in asked if ask is not None)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,42 +1,45 @@
 """The nearest centroids of every descriptor: exact, in float32, at a fraction of the full product's cost.
 
 The float32 product of all descriptors with all centroids is most of the work that CFA does. `NeighbourSearch` filters
-and refines instead:
+and measures instead:
 
 1. Coordinates. Vectors are written along orthonormal axes, the bank's principal ones first. Distances do not change,
    and a linear layer that makes the queries can write them so at no cost (`Descriptor.forward`).
-2. Filter. The leading coordinates and the length of what is left, as one coordinate more, make a short vector. The
-   distance of two short vectors is never more than that of the whole ones (the triangle inequality on what is left).
-   They are rounded to bfloat16 where the processor multiplies it natively; by how much is known for each. One product
-   gives all short distances.
-3. Refine. Centroids whose short distances are up to a little above the k-th smallest are measured in float32, whole.
-   The k-th distance found bounds the result: where that little was too little, every centroid whose short distance,
-   less both roundings, is not above the bound is measured as well. So none that belongs to the result is ever missed.
+2. Filter (`search_filter`). A short product gives a lower bound of every distance, up to a known rounding error.
+3. Measure (`search_measure`). Centroids whose lower bound is small are measured in float32, by all coordinates.
+
+What is claimed. Let m(q, b) be the measured squared distance. For every query within the search's range the result is
+the k smallest pairs (m(q, b), index of b) over the whole bank, whatever was searched before. As m differs from the
+true squared distance by rounding alone, the result is that of the float32 search by the full product.
+
+Why it holds. Let m_k be the k-th smallest distance measured so far, E the error of measuring, r the error of shortening
+both vectors and F the error of the short product P (each is derived where it is computed). If m(q, b) <= m_k, then
+
+    |q - b|^2  <=  m_k + E                              by `measuring_error`
+    P(q, b)    <=  (sqrt(m_k + E) + r)^2 + F            by the lemma in `search_filter`.
+
+Every centroid that satisfies the last line is measured, so none that belongs to the result is missed.
+How many columns the short product has and how many centroids are measured first (`search_tuning`) affect time alone.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections import defaultdict
+import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cfa_cli.model.device import native_bfloat16
+from cfa_cli.model.search_filter import MIN_PER_GROUP, Filter, filter_sizes
+from cfa_cli.model.search_measure import Bank, measure, measuring_error
+from cfa_cli.model.search_tuning import Tuning
 
 MIN_CENTROIDS = 128  # below, the plain search is as quick
-EXTRA_COLUMNS = 7  # the length of the rest, and both squared lengths in three parts each
-COLUMNS = 64  # of a short vector, or this times a power of two: products run best at multiples of 64
-MEASURING = 15_000  # multiplications of the product in the time that a candidate takes
-RETRY = 32  # chunks of queries after which fewer columns are tried again
-GROUP = 4  # values whose minimum stands for them
-SAMPLE = 8192  # centroids that the axes come from, at most
-ENOUGH = 0.95  # of the rows are to be settled by the first measurement
-SPARE = 2  # centroids beyond k that the plain search gives to be measured
+AXES_SAMPLE = 8192  # centroids that the axes are computed from, at most
 CHUNK_ELEMENTS = 5_000_000  # of a distance matrix: bounds the memory; smaller ones leave the shared cache unused
-PRODUCT_ERROR = 1e-5  # of float32 sums, relative to the squared lengths that go into them
+RANGE = 2.0**30  # bank lengths from 1 / RANGE to RANGE are searched as they are; so are queries up to RANGE times those
+ROUNDING_ROOM = 1 + 2.0**-20  # computing a bound takes a few float32 operations itself
 
 
 class Frame(NamedTuple):
@@ -46,18 +49,14 @@ class Frame(NamedTuple):
     axes: Tensor
 
 
-class Filter(NamedTuple):
-    """The bank's short vectors, ready for the product."""
-
-    axes: int  # leading coordinates in use
-    columns: Tensor  # (axes + 7, M)
-    rounding: float  # the largest length that rounding took from one
-
-
 def nearest_plain(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Search by the whole distance matrix, in chunks of rows.
+    """Search by the full distance matrix, in chunks of rows.
 
-    queries (N, D), bank (M, D). Returns squared distances (N, k), ascending, and indices (N, k) int64. k is cut to M.
+    queries: (N, D) float32.
+    bank: (M, D) float32.
+    k: number of neighbours; cut to M.
+
+    Returns squared distances (N, k) float32, ascending, and indices (N, k) int64.
     """
     k = min(k, len(bank))
     lengths = bank.square().sum(1)
@@ -70,210 +69,132 @@ def nearest_plain(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor
 
 
 class NeighbourSearch:
-    """Exact nearest centroids in a fixed bank (M, D), float32. Off the CPU and for small banks the search is plain.
+    """Exact nearest centroids in a fixed bank. Off the CPU and for small banks the search is plain.
 
-    Queries are given in the search's own coordinates, `frame`; `bank` is the bank in them. Threads may share a search.
+    bank: (M, D) float32.
+    filter_type: number type of the short product (`search_filter.FILTER_TYPES`); None takes bfloat16 where the
+        processor multiplies it natively, else float32.
+
+    Queries are given in the search's own coordinates, `frame`; the attribute `bank` is the bank in them. Threads may
+    share a search.
+
+    >>> search = NeighbourSearch(bank)
+    >>> squared, indices = search(search.project(queries), k=3)
     """
 
-    def __init__(self, bank: Tensor) -> None:
-        self.filtered = bank.device.type == "cpu" and len(bank) >= MIN_CENTROIDS
-        self.frame = principal_frame(bank) if self.filtered else Frame(bank.mean(0), torch.eye(bank.shape[1]).to(bank))
+    def __init__(self, bank: Tensor, filter_type: torch.dtype | None = None) -> None:
+        quick = bank.device.type == "cpu" and len(bank) >= MIN_CENTROIDS and bool(bank.isfinite().all())
+        self.frame = principal_frame(bank) if quick else Frame(bank.mean(0), torch.eye(bank.shape[1]).to(bank))
         self.bank = self.project(bank)
-        if self.filtered:
-            self.dtype = torch.bfloat16 if native_bfloat16(bank.device) else torch.float32
-            self.lengths = self.bank.square().sum(1)
-            self._filters: dict[int, Filter] = {}  # by their columns
-            # What served the last queries: the filter's columns, and for each number of columns the distance beyond
-            # the k-th smallest short one up to which to measure. Only the time depends on them.
-            self._width, self._chunks = COLUMNS, 0
-            self._margins = defaultdict[int, float](float)
+        # Multiplying by a power of two is exact; without it, squares of very large or very small banks leave float32.
+        self._scale = _scale_into_range(self.bank)
+        self._scaled = Bank.of(self.bank * self._scale if self._scale != 1 else self.bank)
+        self._filtered = quick and math.isfinite(self._scaled.longest)
+        if self._filtered:
+            preferred = torch.bfloat16 if native_bfloat16(bank.device) else torch.float32
+            self._sizes = filter_sizes(bank.shape[1], filter_type or preferred)
+            self._filters: dict[int, Filter] = {}  # by their place in _sizes
+            self._tuning = Tuning(len(self._sizes))
 
     def project(self, vectors: Tensor) -> Tensor:
         """Write vectors (N, D) in the search's coordinates: (N, D)."""
         return (vectors - self.frame.origin) @ self.frame.axes
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return squared distances (N, k) float32, ascending, and indices (N, k) int64, for queries (N, D) float32.
+        """Find the k nearest centroids of every query.
 
-        The queries are written in `frame`. k is cut to M.
+        queries: (N, D) float32, in `frame`. N may be 0.
+        k: number of neighbours; cut to M.
+
+        Returns squared distances (N, k) float32, ascending, and indices (N, k) int64. Never raises for any values:
+        a query with a NaN or an infinite coordinate has distances that are not finite. So has one whose squared
+        distance is past float32's range.
         """
         k = min(k, len(self.bank))
-        if not self.filtered or k * GROUP**2 > len(self.bank):
+        if not self._filtered and self._scale == 1:
             return nearest_plain(queries, self.bank, k)
         parts = [self._search_chunk(chunk, k) for chunk in torch.split(queries, _chunk_rows(self.bank))]
         squared, indices = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return squared, indices
 
-    def _filter(self, width: int) -> Filter:
-        if width in self._filters:
-            return self._filters[width]
-        axes = min(width - EXTRA_COLUMNS, self.bank.shape[1])
-        short, squared, rounding = _shorten(self.bank, self.lengths, axes, self.dtype)
-        rows = torch.cat([-2 * short, squared, torch.ones_like(squared)], dim=1)
-        padding = rows.new_zeros(-len(rows) % GROUP**2, rows.shape[1])
-        padding[:, short.shape[1]] = 1e30  # as a squared length: never a candidate
-        made = Filter(axes, torch.cat([rows, padding]).T.contiguous(), float(rounding.max()))
-        self._filters[width] = made
-        return made
-
     def _search_chunk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return squared distances (n, k) and indices (n, k)."""
-        lengths = queries.square().sum(1)
-        self._chunks += 1
-        width = self._width if self._chunks % RETRY else max(COLUMNS, self._width // 2)
-        while (found := self._search_by(width, queries, lengths, k)) is None:
-            if width >= self.bank.shape[1] + EXTRA_COLUMNS:
-                # Rounding hides what is nearest to vectors so far away, even by all their coordinates.
-                indices = nearest_plain(queries, self.bank, k + SPARE)[1].sort(dim=1).values
-                return self._measure(queries, lengths, indices.flatten().numpy(), np.full(*indices.shape), k)
-            width *= 2
-        self._width = width
-        return found
-
-    def _search_by(self, width: int, queries: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-        """Search by one filter; None if it leaves so many candidates that twice as many columns take less time."""
-        chosen = self._filter(width)
-        short, squared_short, rounding = _shorten(queries, lengths, chosen.axes, self.dtype)
-        rounding = rounding + chosen.rounding
-        # Both squared lengths are columns of the product: near centroids' distances come out small, and well rounded.
-        row = torch.cat([short, torch.ones_like(squared_short), squared_short], dim=1)
-        distances = ShortDistances(row @ chosen.columns)
-
-        # Twice the columns leave half of the candidates that are measured in vain, or fewer.
-        columns, count = chosen.columns.shape
-        in_vain = 2 * columns * count / MEASURING
-        most = int((k + in_vain) * len(queries))
-        least = distances.smallest(k)
-        start, margin = least.clamp_min(0).sqrt(), self._margins[width]
-        limits = torch.maximum(least, (start + margin).square())
-        candidates = distances.up_to(limits, most)
-        if candidates is None:
-            self._margins[width] = 0.0  # other queries need less
-            return None
-        squared, indices = self._measure(queries, lengths, *candidates, k)
-        bounds = (squared[:, -1].sqrt() + rounding).square() + PRODUCT_ERROR * (lengths + self.lengths.max())
-        missed = torch.nonzero(bounds > limits)[:, 0]
-        if len(missed):
-            more = ShortDistances(distances.values[missed]).up_to(bounds[missed], most)
-            if more is None:
-                return None
-            squared[missed], indices[missed] = self._measure(queries[missed], lengths[missed], *more, k)
-        self._margins[width] = float(torch.quantile(bounds.sqrt() - start, ENOUGH))
+        """Return squared distances (n, k) and indices (n, k) of any queries (n, D)."""
+        scaled = queries * self._scale if self._scale != 1 else queries
+        lengths = scaled.square().sum(1)
+        # Seen from further away, all centroids lie at the query's own length from it, up to float32 rounding:
+        # | |q - b|^2 - |q|^2 |  <=  3 |q| |b|  <=  3 |q|^2 / RANGE. NaN and infinity are never within.
+        within = lengths < self._scaled.longest * RANGE**2
+        if len(queries) and bool(within.all()):
+            squared, indices = self._search_within(scaled, lengths, k)
+            return (squared / self._scale / self._scale if self._scale != 1 else squared), indices
+        squared = queries.square().sum(1, keepdim=True).repeat(1, k)
+        indices = torch.arange(k, device=queries.device).repeat(len(queries), 1)
+        if bool(within.any()):
+            squared[within], indices[within] = self._search_chunk(queries[within], k)
         return squared, indices
 
-    def _measure(
-        self, queries: Tensor, lengths: Tensor, candidates: np.ndarray, counts: np.ndarray, k: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the k smallest squared distances (n, k), ascending, to each query's candidates, and their indices.
+    def _search_within(self, queries: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return squared distances (n, k) and indices (n, k) of scaled queries within the search's range, n > 0."""
+        if not self._filtered or k * MIN_PER_GROUP > len(self.bank):
+            return nearest_plain(queries, self._scaled.vectors, k)
+        for size in self._tuning.sizes_to_try():
+            found = self._search_by(size, queries, lengths, k)
+            if found is not None:
+                self._tuning.worked(size)
+                return found
+        raise AssertionError("the last filter takes any number of candidates")
 
-        candidates: all queries' centroids, query after query; counts (n,): how many belong to each, at least k.
-        """
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        products = _sampled_products(queries, self.bank, torch.from_numpy(starts), torch.from_numpy(candidates))
-        squared = self.lengths[torch.from_numpy(candidates)].sub_(products, alpha=2).numpy()
-        squared += np.repeat(lengths.numpy(), counts)
-        # A distance's bits and, below them, its index: one integer that sorts by both, as bits of a float32 >= 0 do.
-        keys = np.maximum(squared, 0).view(np.int32).astype(np.int64) << 32 | candidates
-        table = np.full((len(counts), counts.max()), np.iinfo(np.int64).max)
-        table[np.arange(counts.max()) < counts[:, None]] = keys
-        table.partition(k - 1, axis=1)
-        best = np.sort(table[:, :k], axis=1)
-        nearest = (best >> 32).astype(np.int32).view(np.float32)
-        return torch.from_numpy(nearest), torch.from_numpy(best & 0xFFFFFFFF)
+    def _search_by(self, size: int, queries: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+        """Search by one filter; None if it leaves so many candidates that a longer one takes less time."""
+        if size not in self._filters:
+            self._filters[size] = Filter(self._scaled.vectors, *self._sizes[size])
+        chosen = self._filters[size]
+        distances, rounding, error = chosen.distances(queries)
+        most = self._tuning.most_candidates(size, chosen, len(queries), k)
 
-
-class ShortDistances:
-    """Squared short distances (n, M) of queries and centroids, compared as integers: these sort alike, and quicker.
-
-    Rounding may leave a distance just below 0; as an integer it is below all others as well.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self.groups = _group_minima(values.view(_integers(values.dtype)))  # of columns that are a quarter of M apart
-
-    def smallest(self, count: int) -> Tensor:
-        """Return a float32 value for each row (n,) that at least `count` of its own, up to M / 16, are not above."""
-        minima = _group_minima(self.groups).numpy()
-        found = np.partition(minima, count - 1, axis=1)[:, count - 1]
-        return torch.from_numpy(found).view(self.values.dtype).float()
-
-    def up_to(self, limits: Tensor, most: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the columns whose values are not above their row's limit (n,), row after row, and each row's number.
-
-        The limits are rounded as the values are, which keeps the order: what was not above one before is not after.
-        None if the columns would surely be more than `most`.
-        """
-        integers = _integers(self.values.dtype)
-        values, bound = self.values.view(integers).numpy(), limits.to(self.values.dtype).view(integers).numpy()
-        width = self.groups.shape[1]
-        near = self.groups.numpy() <= bound[:, None]
-        if np.count_nonzero(near) > most:
+        smallest = distances.smallest(k)
+        start = smallest.clamp_min(0).sqrt()
+        limits = torch.maximum(smallest, (start + self._tuning.margins[size]).square())
+        candidates = distances.up_to(limits, most)
+        if candidates is None:
+            self._tuning.margins[size] = 0.0  # other queries need less
             return None
-        hits = np.flatnonzero(near)
-        rows = hits // width
-        members = np.arange(0, GROUP * width, width)
-        places = (hits + (GROUP - 1) * width * rows)[:, None] + members
-        found = places[values.ravel().take(places) <= bound[rows, None]]
-        rows = found // values.shape[1]
-        return found - rows * values.shape[1], np.bincount(rows, minlength=len(limits))
+        squared, indices = measure(queries, lengths, self._scaled, *candidates, k)
+
+        furthest = squared[:, -1] + measuring_error(queries.shape[1]) * (lengths + self._scaled.longest)
+        bounds = ((furthest.sqrt() + rounding).square() + error) * ROUNDING_ROOM
+        missed = torch.nonzero(bounds > limits)[:, 0]
+        if len(missed):
+            more = distances.rows(missed).up_to(bounds[missed], most)
+            if more is None:
+                return None
+            squared[missed], indices[missed] = measure(queries[missed], lengths[missed], self._scaled, *more, k)
+        self._tuning.settled(size, bounds.sqrt() - start)
+        return squared, indices
 
 
 def principal_frame(bank: Tensor) -> Frame:
-    """Return a frame around the bank's centre whose leading axes hold most of its variance.
+    """Return a frame around the bank's centre whose leading axes hold most of its variance; bank (M, D), finite.
 
-    Any orthonormal axes give an exact result, so a sample of the bank will do.
+    Any origin and any orthonormal axes give an exact result, so a sample of the bank will do, and the median, which a
+    few far centroids do not move.
     """
-    origin = bank.mean(0)
-    sample = bank[:: -(-len(bank) // SAMPLE)] - origin
-    return Frame(origin, torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1).contiguous())
+    sample = bank[:: -(-len(bank) // AXES_SAMPLE)]
+    origin = sample.median(0).values
+    centred = sample - origin
+    limits = torch.finfo(bank.dtype)
+    # Of at most 1, so that squares neither overflow nor vanish.
+    unit = (centred / centred.abs().max().clamp(limits.tiny, limits.max)).clamp(-1, 1)
+    return Frame(origin, torch.linalg.eigh(unit.T @ unit).eigenvectors.flip(1).contiguous())
+
+
+def _scale_into_range(bank: Tensor) -> float:
+    """Return the power of two that brings the bank's largest coordinate to about 1; 1.0 where that is not needed."""
+    largest = float(bank.abs().max())
+    if not math.isfinite(largest) or largest == 0 or 1 / RANGE <= largest <= RANGE / bank.shape[1]:
+        return 1.0
+    return 2.0 ** -math.frexp(largest)[1]
 
 
 def _chunk_rows(bank: Tensor) -> int:
     return max(1, CHUNK_ELEMENTS // len(bank))
-
-
-def _integers(dtype: torch.dtype) -> torch.dtype:
-    return torch.int16 if dtype == torch.bfloat16 else torch.int32
-
-
-def _group_minima(values: Tensor) -> Tensor:
-    """Return the minima (n, M / 4) of columns that are M / 4 apart."""
-    return values.view(len(values), GROUP, -1).amin(1)
-
-
-def _shorten(vectors: Tensor, lengths: Tensor, axes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Write vectors (N, D) of squared lengths (N,) by their leading coordinates and the length of the rest, rounded.
-
-    Returns these (N, axes + 1), their squared lengths (N, 3) as `_split` writes them, and what rounding took (N,).
-    """
-    leading = vectors[:, :axes]
-    rest = (lengths - leading.square().sum(1)).clamp_min(0).sqrt()
-    short = torch.cat([leading, rest[:, None]], dim=1)
-    rounded = short.to(dtype)
-    exact = rounded.float()
-    return rounded, _split(exact.square().sum(1), dtype), (short - exact).norm(dim=1)
-
-
-def _split(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Write float32 values (N,) as the sum of three columns (N, 3) of a shorter type."""
-    columns = []
-    for _ in range(3):
-        columns.append(values.to(dtype))
-        values = values - columns[-1].float()
-    return torch.stack(columns, dim=1)
-
-
-def _sampled_products(queries: Tensor, bank: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
-    """Return the product of each query and each of its candidates, without gathering the centroids."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        wanted = torch.sparse_csr_tensor(
-            starts,
-            columns,
-            queries.new_zeros(len(columns)),
-            size=(len(queries), len(bank)),
-            check_invariants=False,
-        )
-    products: Tensor = torch.sparse.sampled_addmm(wanted, queries, bank.T, beta=0.0)
-    return products.values()

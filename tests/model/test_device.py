@@ -1,0 +1,23 @@
+"""What a device multiplies natively, asked by functions of torch that may go away."""
+
+import pytest
+import torch
+
+from cfa_cli.model.device import backbone_dtype, native_bfloat16
+
+CPU = torch.device("cpu")
+QUESTIONS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+@pytest.mark.parametrize("answers", [(True, False), (False, True), (False, False)])
+def test_bfloat16_is_native_with_amx_or_avx512(monkeypatch, answers):
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        monkeypatch.setattr(torch.cpu, question, lambda answer=answer: answer, raising=False)
+    assert native_bfloat16(CPU) == any(answers)
+
+
+def test_a_torch_without_the_private_questions_computes_in_float32(monkeypatch):
+    for question in QUESTIONS:
+        monkeypatch.delattr(torch.cpu, question, raising=False)
+    assert not native_bfloat16(CPU)
+    assert backbone_dtype("auto", CPU) == torch.float32
