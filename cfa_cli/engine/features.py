@@ -1,4 +1,4 @@
-"""The backbone's pooled maps of all training images: computed once, kept in half precision.
+"""The pooled feature maps of all training images: computed once, kept in half precision.
 
 The backbone is frozen and its input is not augmented, so every epoch would compute the same maps again.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.workers import Workers
+from cfa_cli.engine.memory import available_memory
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
@@ -28,15 +29,18 @@ from cfa_cli.records import Geometry, Progress, ProgressCallback, Source
 
 BATCH_SIZE = 8  # images whose maps are computed at a time
 
-MEMORY_SHARE = 0.4  # of the memory that is free: past it, the maps go to a file
+MEMORY_SHARE = 0.4  # of the memory that is free: past it, the feature maps go to a file
 
 
 class FeatureStore:
-    """Levels of up to `capacity` images: in memory while they fit the budget, else in a memory-mapped file.
+    """Pooled feature maps of up to `capacity` images: in memory while they fit, else in a memory-mapped file.
+
+    shapes: (C_l, h_l, w_l) of each map.
+    capacity: images.
+    budget: bytes of memory that may be used; None: 40 % of what is free.
 
     The file lies in the cache folder and has no name there (or is deleted by the system when it closes), so nothing of
-    it stays behind, not even after a crash. `budget` is in bytes; None: 40 % of the memory that is free.
-    Raises InputError if the disk cannot hold the file.
+    it stays behind, not even after a crash. Raises InputError if the disk cannot hold it.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int, int]], capacity: int, budget: int | None = None) -> None:
@@ -51,7 +55,7 @@ class FeatureStore:
             self._rows = self._map_file(capacity, row)
 
     def append(self, levels: Sequence[Tensor]) -> None:
-        """Add a batch of levels [(B, C_l, h_l, w_l)]; values past half precision's range are cut to it."""
+        """Add a batch of feature maps [(B, C_l, h_l, w_l)]; values past half precision's range are cut to it."""
         batch = len(levels[0])
         limit = torch.finfo(torch.float16).max
         # Channels last: as the projection reads them.
@@ -60,7 +64,7 @@ class FeatureStore:
         self.count += batch
 
     def levels(self, indices: Sequence[int] | Tensor, device: torch.device) -> list[Tensor]:
-        """Return the levels [(B, C_l, h_l, w_l)] float32 (channels last in memory) of the images at `indices`."""
+        """Return the feature maps [(B, C_l, h_l, w_l)] float32, channels last in memory, of the images at `indices`."""
         rows = self._rows[torch.as_tensor(indices)].to(device).float()
         parts = torch.split(rows, self._sizes, dim=1)
         return [
@@ -132,12 +136,3 @@ def store_features(
             progress(Progress("reading", number, len(sources)))
         flush()
     return usable, skipped
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that can be taken without swapping; 4 GB where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return 4_000_000_000
