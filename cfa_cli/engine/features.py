@@ -18,9 +18,9 @@ import platformdirs
 import torch
 from torch import Tensor
 
+from cfa_cli.engine.memory import available_memory
 from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.workers import Workers
-from cfa_cli.engine.memory import available_memory
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone

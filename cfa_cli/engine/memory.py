@@ -17,7 +17,8 @@ def available_memory(root: Path = Path("/")) -> int:
 
     root: where /proc and /sys are looked for.
     """
-    return max(0, min([psutil.virtual_memory().available, *_left_in_cgroups(root)]))
+    machine: int = psutil.virtual_memory().available
+    return max(0, min([machine, *_left_in_cgroups(root)]))
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:
