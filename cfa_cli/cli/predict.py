@@ -92,7 +92,7 @@ def predict(
             terminal.note("Compiling ...")
             scorer.compile()
         summary = Summary()
-        with ResultWriter(out, saved, bundle, resume=resume, force=force) as writer:
+        with ResultWriter(out, bundle, saved, resume=resume, force=force) as writer:
             for row in writer.earlier:
                 summary.add(row)
             waiting = [source for source in sources if not writer.is_done(source)]

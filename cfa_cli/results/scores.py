@@ -1,22 +1,31 @@
 """scores.csv, written so that a run that is killed at any time can go on, and read back for the report.
 
 Beside it stands run.jsonl: a line with the run's settings, then a line a row, with what the table has no column for.
+Both only grow while a run is at work. An image that failed and was tried again has two rows until the run ends: then,
+or when the run is next taken up, the later row takes the place of the failed one.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from cfa_cli.atomic import atomic_path
 from cfa_cli.errors import InputError
 from cfa_cli.records import Label, Prediction
+from cfa_cli.results.names import is_safe
 
 COLUMNS = ("path", "score", "normalized", "threshold", "label", "milliseconds", "error")
 _FORMAT = 1  # of run.jsonl
@@ -34,138 +43,287 @@ class Row:
     threshold: float
     label: Label | None
     milliseconds: float | None
-    error: str | None
+    error: str | None  # why the image has no score, or why its pictures could not be written
     size: tuple[int, int] | None  # (height, width) in px, source size
 
 
 class ScoreTable:
-    """The table of a run. Rows go to the operating system one by one and whole: they outlive a kill of the process.
+    """The table of a run. Rows go to the operating system one by one and whole: they outlive a kill of the process."""
 
-    `settings` tell runs apart: a run is taken up only with the same ones. `rows` are those of the run taken up.
-    """
+    def __init__(self, out: Path, save: Sequence[str], models: Sequence[str], *, resume: bool) -> None:
+        """Start the table in the folder `out`, or take up the one that is there.
 
-    def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool) -> None:
-        """Start the table in `out`, or take up the one that is there.
-
-        Raises InputError where a run is there and must not be taken up, and where `out` cannot be written.
+        A run is taken up only with the same `save` and model; `models` are the digests that mean the present one, the
+        first of which is written. Raises InputError where a run is there and must not be taken up, and where `out`
+        cannot be written.
         """
-        self._scores, self._journal = out / "scores.csv", out / "run.jsonl"
-        self.rows: list[Row] = []
+        self._out, self._journal, self._scores = out, out / "run.jsonl", out / "scores.csv"
+        self.rows: list[Row] = []  # of the run taken up; without those that failed, which are to be tried again
+        self._failed: set[str] = set()
+        self._superseded = False  # whether a failed image has a later row
         self._end = 0  # bytes of scores.csv
-        if resume and holds_run(out):
-            self.rows, self._end = _take_up(out, settings)
-        elif holds_run(out):
-            raise InputError(
-                f"{out} holds the results of an earlier run.",
-                f"Go on from there with --resume, replace them with --force, {_ELSEWHERE}",
-            )
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            if self._end == 0:
-                header = _csv_line(COLUMNS)
-                run = {"format": _FORMAT, "folder": str(Path.cwd()), **settings}
-                # First, so that wherever a table is, it is known what it belongs to.
-                with atomic_path(self._journal) as temporary:
-                    temporary.write_bytes(_json_line(run))
-                with atomic_path(self._scores) as temporary:
-                    temporary.write_bytes(header)
-                self._end = len(header)
-            self._files = [path.open("ab", buffering=0) for path in (self._journal, self._scores)]
-        except OSError as error:
-            raise _cannot_write(out, error) from error
+        if holds_run(out):
+            if not resume:
+                raise InputError(
+                    f"{out} holds the results of an earlier run.",
+                    f"Go on from there with --resume, replace them with --force, {_ELSEWHERE}",
+                )
+            self._take_up(list(save), models)
+        if self._end == 0:
+            settings = {"format": _FORMAT, "folder": str(Path.cwd()), "save": list(save), "model": models[0]}
+            _write(out, _Run(settings, [], []))
+            self._end = len(_HEADER)
+        self._files: list[io.FileIO] = []
+        for path in (self._journal, self._scores):
+            with _writing(path):
+                self._files.append(path.open("ab", buffering=0))
 
     def append(self, prediction: Prediction, name: str) -> None:
         """Append a row; `name` is that of its files. Raises InputError where it cannot be written."""
-        row = _csv_line(_fields(prediction))
-        end = self._end + len(row)
+        path, line = str(prediction.source.path), _csv_line(_fields(prediction))
         size = None if prediction.image is None else prediction.image.shape[:2]
-        entry = {"path": str(prediction.source.path), "name": name, "size": size, "end": end}
-        try:
-            # run.jsonl first: of a line without its row nothing remains when the run is taken up.
-            for file, line in zip(self._files, (_json_line(entry), row), strict=True):
-                if file.write(line) != len(line):
-                    raise OSError(None, "the disk is full")
-        except OSError as error:
-            raise _cannot_write(self._scores, error) from error
+        end, failed = self._end + len(line), prediction.error is not None
+        entry = {"path": path, "name": name, "size": size, "failed": failed, "end": end}
+        # run.jsonl first: of a line without its row nothing remains when the run is taken up.
+        for file, text, written in zip(
+            self._files, (_json_line(entry), line), (self._journal, self._scores), strict=True
+        ):
+            with _writing(written):
+                if file.write(text) != len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._end = end
+        self._superseded |= absolute(path) in self._failed
+        if failed:
+            self._failed.add(absolute(path))
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and give each image that was tried again one row, in the place of its first."""
         for file in self._files:
             file.close()
+        if self._superseded:
+            _write(self._out, _read(self._out))
+
+    def _take_up(self, save: list[str], models: Sequence[str]) -> None:
+        """Keep the rows that are whole; what was half written is cut off."""
+        run = _read(self._out)
+        earlier = run.settings
+        for key, same, now in (
+            ("save", sorted(earlier["save"]) == sorted(save), ",".join(save) or "none"),
+            ("model", earlier["model"] in models, models[0][:12]),
+        ):
+            if not same:
+                before = ",".join(earlier["save"]) or "none" if key == "save" else earlier["model"][:12]
+                raise InputError(
+                    f"{self._out} was written with another {key}: {before}, now {now}.",
+                    f"Resume with the same {key}, replace the results with --force, {_ELSEWHERE}",
+                )
+        run = _write(self._out, run)
+        self._end = len(_HEADER) + sum(map(len, run.lines))
+        rows = [replace(row, path=Path(earlier["folder"], row.path)) for row in run.rows]
+        self.rows = [row for row in rows if row.error is None]
+        self._failed = {absolute(row.path) for row in rows if row.error is not None}
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Make the folder of results where it is missing, and hold it: one run at a time. No file of the lock remains.
+
+    Raises InputError where another run holds it, and where it cannot be made or is no folder.
+    """
+    lock = FileLock(out / ".lock", thread_local=False)
+    with _writing(out):
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is a file, not a folder.", "Choose another place with --out.")
+        out.mkdir(parents=True, exist_ok=True)
+    while not lock.is_locked:
+        _is_there(out / ".lock")
+        try:
+            with _writing(out):
+                lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"Another run is writing to {out}.", "Wait until it has ended, or choose another place with --out."
+            ) from error
+        if not (out / ".lock").exists():  # of a run that ended since the file was opened: it locks nobody out
+            lock.release()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file; filelock does so there
+            (out / ".lock").unlink()
+        lock.release()
 
 
 def holds_run(out: Path) -> bool:
-    """Whether `out` has results of a run."""
-    return (out / "scores.csv").exists() or (out / "run.jsonl").exists()
+    """Whether `out` has results of a run. Raises InputError where something else has their names."""
+    return _is_there(out / "scores.csv") | _is_there(out / "run.jsonl")
 
 
 def read_run(out: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Read a run back: its settings (`folder` it was started in, and those it was given) and its whole rows, in order.
+    """Read a run back: its settings (`folder` it was started in, `save`, `model`) and its whole rows, in order.
 
     Raises InputError where `out` holds no run, a damaged one, or one whose scores.csv was changed since.
     """
-    settings, rows, _ = _read(out)
-    return settings, rows
+    run = _read(out)
+    return run.settings, run.rows
 
 
-def _read(out: Path) -> tuple[dict[str, Any], list[Row], int]:
-    """Settings, rows, and the bytes of scores.csv that hold the whole rows."""
-    scores = out / "scores.csv"
+@dataclass(frozen=True)
+class _Run:
+    settings: dict[str, Any]
+    rows: list[Row]
+    lines: list[bytes]  # of scores.csv, one a row
+
+
+def _read(out: Path) -> _Run:
+    if not _is_there(out / "run.jsonl"):
+        raise InputError(f"{out} holds no results of cfa predict.", f"Start again with --force, {_ELSEWHERE}")
+    try:
+        journal = (out / "run.jsonl").read_bytes()
+        data = (out / "scores.csv").read_bytes() if _is_there(out / "scores.csv") else b""
+    except OSError as error:
+        raise InputError(f"Cannot read the results in {out}: {error.strerror}.", "Check its permissions.") from error
     try:
         # What follows the last line end is a line that was cut off.
-        lines = [json.loads(line) for line in (out / "run.jsonl").read_bytes().split(b"\n")[:-1]]
-        settings = lines[0]
+        settings, *entries = [json.loads(line) for line in journal.split(b"\n")[:-1]]
         if settings["format"] != _FORMAT:
             raise InputError(
                 f"{out} holds results of another version of cfa.", f"Start again with --force, {_ELSEWHERE}"
             )
-        data = scores.read_bytes() if scores.exists() else b""
-        entries = [entry for entry in lines[1:] if entry["end"] <= len(data)]
-        end = entries[-1]["end"] if entries else len(_csv_line(COLUMNS))
-        text = data[:end].decode("utf-8", "surrogateescape")
-        table = list(csv.DictReader(io.StringIO(text, newline="")))
-        if [fields["path"] for fields in table] != [_safe(entry["path"]) for entry in entries]:
-            raise InputError(f"{scores} was changed after it was written.", f"Start again with --force, {_ELSEWHERE}")
-        rows = [_row(entry, fields) for entry, fields in zip(entries, table, strict=True)]
-        return settings, rows, end if data else 0
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{out} holds no results of cfa predict.", f"Start again with --force, {_ELSEWHERE}"
-        ) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{out}/run.jsonl is damaged.", f"Start again with --force, {_ELSEWHERE}") from error
-
-
-def _take_up(out: Path, settings: dict[str, Any]) -> tuple[list[Row], int]:
-    """The rows that are whole; what was half written is cut off."""
-    earlier, rows, end = _read(out)
-    for key, value in settings.items():
-        if earlier.get(key) != value:
+        _check_settings(settings)
+        for entry in entries:
+            _check_entry(entry)
+        found = _table(settings, entries, data)
+        if found is None:
             raise InputError(
-                f"{out} was written with another {key}: {_brief(earlier.get(key))}, now {_brief(value)}.",
-                f"Resume with the same {key}, replace the results with --force, {_ELSEWHERE}",
+                f"{out / 'scores.csv'} was changed after it was written.", f"Start again with --force, {_ELSEWHERE}"
             )
-    if end == 0:  # killed before the header was written
-        return [], 0
-    os.truncate(out / "scores.csv", end)
-    lines = (out / "run.jsonl").read_bytes().split(b"\n")[: len(rows) + 1]
-    with atomic_path(out / "run.jsonl") as temporary:
-        temporary.write_bytes(b"".join(line + b"\n" for line in lines))
-    return [_absolute(row, Path(earlier["folder"])) for row in rows], end
+        return _Run(settings, *found)
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+        raise InputError(f"{out / 'run.jsonl'} is damaged.", f"Start again with --force, {_ELSEWHERE}") from error
 
 
-def _absolute(row: Row, folder: Path) -> Row:
-    return Row(**{**vars(row), "path": folder / row.path})
+def _check_settings(settings: dict[str, Any]) -> None:
+    texts = [settings["folder"], settings["model"], *settings["save"]]
+    if not isinstance(settings["save"], list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("settings")
 
 
-def _brief(value: Any) -> str:
-    return ",".join(value) or "none" if isinstance(value, list) else str(value)[:12]
+def _check_entry(entry: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError unless the entry is one that `ScoreTable` may have written."""
+    size = entry["size"]
+    if not is_safe(entry["name"]) or not isinstance(entry["path"], str) or type(entry["end"]) is not int:
+        raise ValueError("entry")
+    if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
+        raise ValueError("size")
+
+
+def _table(
+    settings: dict[str, Any], entries: list[dict[str, Any]], data: bytes
+) -> tuple[list[Row], list[bytes]] | None:
+    """The whole rows and their lines; None where they are not those of `entries`."""
+    whole = [entry for entry in entries if entry["end"] <= len(data)]
+    end = whole[-1]["end"] if whole else len(_HEADER)
+    keys = [(absolute(Path(settings["folder"], entry["path"])), entry.get("failed", False)) for entry in entries]
+    # A kill between the two renames of `_write` leaves a scores.csv that is in input order already.
+    ordered = [entries[index] for index in _input_order(keys)]
+    for expected, text in ((ordered, data), (whole, data[:end])):
+        table = _parse(text)
+        if [fields["path"] for fields in table] == [_safe(entry["path"]) for entry in expected]:
+            rows = [_row(entry, fields) for entry, fields in zip(expected, table, strict=True)]
+            return rows, [_csv_line(fields[column] for column in COLUMNS) for fields in table]
+    return None
+
+
+def _parse(data: bytes) -> list[dict[str, str]]:
+    """The rows of a table; none where its header or last line is not whole."""
+    if not data.startswith(_HEADER) or not data.endswith(b"\n"):
+        return []
+    text = data.decode("utf-8", "surrogateescape")
+    before = csv.field_size_limit(len(text) + 1)  # its own limit is 131,072 characters a field
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
+    finally:
+        csv.field_size_limit(before)
+
+
+def _write(out: Path, run: _Run) -> _Run:
+    """Write a run's table and journal, with one row for each image that was tried again, and return it as it is now."""
+    folder = run.settings["folder"]
+    order = _input_order([(absolute(Path(folder, row.path)), row.error is not None) for row in run.rows])
+    run = _Run(run.settings, [run.rows[index] for index in order], [run.lines[index] for index in order])
+    entries, end = [run.settings], len(_HEADER)
+    for row, line in zip(run.rows, run.lines, strict=True):
+        end += len(line)
+        failed = row.error is not None
+        entries.append({"path": str(row.path), "name": row.name, "size": row.size, "failed": failed, "end": end})
+    contents = {"scores.csv": _HEADER + b"".join(run.lines), "run.jsonl": b"".join(map(_json_line, entries))}
+    # At first the journal, so that wherever a table is, it is known what it belongs to; later the table, see `_table`.
+    for name in sorted(contents, reverse=(out / "scores.csv").exists()):
+        with _writing(out / name), atomic_path(out / name) as temporary:
+            temporary.write_bytes(contents[name])
+    return run
+
+
+def _input_order(rows: Sequence[tuple[str, bool]]) -> list[int]:
+    """Indices of `rows` (path, failed), where a later row of a failed image takes the failed one's place."""
+    order: list[int] = []
+    failed_at: dict[str, int] = {}
+    for index, (path, failed) in enumerate(rows):
+        place = failed_at.pop(path, len(order))
+        order[place : place + 1] = [index]
+        if failed:
+            failed_at[path] = place
+    return order
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the file is there. Raises InputError where its name is a folder's, a link's or a pipe's."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is not a regular file.", f"Move it away, {_ELSEWHERE}")
+    return True
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one sentence why a file of the run cannot be written."""
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    except InputError as error:  # of atomic_path
+        if isinstance(error.__cause__, OSError):
+            raise _cannot_write(path, error.__cause__) from error
+        raise
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    hint = "Choose another place with --out."
+    if isinstance(error, PermissionError):
+        hint = f"If it is open in another program, close it there and go on with --resume, {_ELSEWHERE}"
+    return InputError(f"Cannot write {path}: {error.strerror or error}.", hint)
+
+
+def absolute(path: str | Path) -> str:
+    """From the root, without `..`: what tells images apart."""
+    return os.path.abspath(path)  # noqa: PTH100  links are not followed: that would read the disk
 
 
 def _row(entry: dict[str, Any], fields: dict[str, str]) -> Row:
     def number(text: str) -> float | None:
-        return float(text) if text else None
+        if not text:
+            return None
+        if not math.isfinite(value := float(text)):
+            raise ValueError(text)
+        return value
 
     label: Label | None = "anomalous" if fields["label"] == "anomalous" else "good" if fields["label"] else None
     return Row(
@@ -173,7 +331,7 @@ def _row(entry: dict[str, Any], fields: dict[str, str]) -> Row:
         name=entry["name"],
         score=number(fields["score"]),
         normalized=number(fields["normalized"]),
-        threshold=float(fields["threshold"]),
+        threshold=number(fields["threshold"]) or 0.0,
         label=label,
         milliseconds=number(fields["milliseconds"]),
         error=fields["error"] or None,
@@ -187,10 +345,13 @@ def _fields(prediction: Prediction) -> list[str]:
     def text(value: float | None, form: str = ".9g") -> str:
         return "" if value is None else format(value, form)
 
+    normalized = text(prediction.normalized)
+    if normalized == "1" and prediction.normalized is not None:  # a score may be any number of times the threshold
+        normalized = repr(min(prediction.normalized, math.nextafter(1, 0)))
     return [
         _safe(str(prediction.source.path)),
         text(prediction.score),
-        text(prediction.normalized),
+        normalized,
         text(prediction.threshold),
         prediction.label or "",
         text(prediction.milliseconds, ".3f"),
@@ -204,14 +365,14 @@ def _safe(text: str) -> str:
 
 
 def _csv_line(fields: Iterable[str]) -> bytes:
+    """A row, its line end "\\n"; fields with a line end of any kind are quoted."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(fields)
-    return line.getvalue().encode("utf-8", "surrogateescape")
+    csv.writer(line, lineterminator="\r\n").writerow(fields)
+    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
+
+
+_HEADER = _csv_line(COLUMNS)
 
 
 def _json_line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"Cannot write {path}: {error.strerror or error}.", "Choose another place with --out.")

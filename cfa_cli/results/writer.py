@@ -9,16 +9,20 @@ OUT/run.jsonl              what --resume and the report need, see `results.score
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import math
 import os
 import re
-import unicodedata
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +31,7 @@ from cfa_cli.atomic import atomic_path
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction, Source
+from cfa_cli.results.names import FileNames
 from cfa_cli.results.overlays import (
     draw_heatmap,
     draw_mask,
@@ -35,7 +40,7 @@ from cfa_cli.results.overlays import (
     scale_map,
     to_8_bit,
 )
-from cfa_cli.results.scores import Row, ScoreTable, holds_run, read_run
+from cfa_cli.results.scores import Row, ScoreTable, absolute, holds_run, locked, read_run
 
 KINDS = {  # of --save: folder and suffix
     "overlay": ("overlays", ".png"),
@@ -45,10 +50,13 @@ KINDS = {  # of --save: folder and suffix
 }
 REPORT_FOLDER = "report"
 THUMBNAIL, REPORT_MAP, REPORT_IMAGE = ".jpg", ".png", ".full.jpg"  # suffixes in the report's folder
+JPEG_SIDE = 65_500  # px, the most that the format holds
 SHOWN_BY_BROWSERS = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp")  # others get a REPORT_IMAGE
 
 _FILES = (*KINDS.values(), *((REPORT_FOLDER, suffix) for suffix in (THUMBNAIL, REPORT_MAP, REPORT_IMAGE)))
-_TEMPORARY = re.compile(r"\..*-[a-z0-9_]{8}\.(png|tiff|jpg)")  # what a killed run leaves: see cfa_cli.atomic
+_TEMPORARY = re.compile(r"\..*-[a-z0-9_]{8}\.(png|tiff|jpg|csv|jsonl|html)", re.DOTALL)  # see cfa_cli.atomic
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+MAX_BYTES_PENDING = 100_000_000  # of images under way: one of 33 megapixels, whose drawing takes some times as much
 _OPTIONS = {
     # Speed counts more than the last tenth of the size: level 3, or libpng's own choice of filters, takes 1.6 times as
     # long.
@@ -63,55 +71,77 @@ class ResultWriter:
     """Writes the results of a run; a context manager.
 
     A row is appended after its files are in place, so that after a crash at any time each row's files are whole.
-    Drawing and encoding run on a few threads, with at most `2 * workers` images under way: memory stays flat.
+    Drawing and encoding run on a few threads; few images are under way at a time, so that memory stays flat. An image
+    whose files cannot be written keeps its score, and its row has the error. One run at a time writes to a folder.
+
+    >>> bundle = cfa_cli.load_bundle("cfa-model.safetensors")
+    >>> with ResultWriter("maps", bundle, save=("overlay", "mask")) as writer:
+    ...     for prediction in predictions:
+    ...         writer.write(prediction)
     """
 
     def __init__(
         self,
-        out: Path,
-        save: frozenset[str],
+        out: str | Path,
         bundle: Bundle,
+        save: Collection[str] = ("overlay",),
         *,
         resume: bool = False,
         force: bool = False,
         workers: int | None = None,
     ) -> None:
-        """Prepare `out`. `save` is a subset of `KINDS`; the report's pictures are written unless it is empty.
+        """Prepare `out`, the folder of results.
 
-        `resume` goes on after an earlier run's last whole row, if there is one; `force` removes that run's files first.
-        Raises InputError where `out` holds a run (without `resume` and `force`, or one of another model, threshold or
-        `save`), and where it cannot be written.
+        `bundle`: the model, whose thresholds and colour scale are drawn. `save`: which of `KINDS` to write beside
+        scores.csv; the report's pictures are written too, unless it is empty. `resume`: go on after an earlier run's
+        last whole row, if there is one, and try again what failed in it. `force`: remove an earlier run's files first.
+        `workers`: threads, 1 or more; None: one a processor, at most 4.
+        Raises InputError where another run is writing to `out`, where `out` holds a run (without `resume` and `force`,
+        or one of another model, threshold or `save`), and where it cannot be written.
         """
-        if force:
-            _remove_run(out)
-        self._out, self._save, self._bundle = out, save, bundle
-        self._table = ScoreTable(out, {"save": sorted(save), "model": _digest(bundle)}, resume=resume)
-        if resume:
-            _remove_temporaries(out)
-        self._done = {_absolute(row.path) for row in self._table.rows}
-        self._names = {_fold(row.name) for row in self._table.rows}
+        self._out, self._save, self._bundle = Path(out), sorted(save), bundle
+        self.unwritten: list[tuple[Path, str]] = []  # images that have a score, and why their files are missing
+        with ExitStack() as held:
+            held.enter_context(locked(self._out))
+            if force:
+                _remove_run(self._out)
+            models = (_digest(bundle), _digest_of_format_1(bundle))
+            self._table = ScoreTable(self._out, self._save, models, resume=resume)
+            held.callback(self._table.close)
+            _remove_temporaries(self._out)
+            self._held = held.pop_all()  # until the run ends
+        self._done = {absolute(row.path) for row in self._table.rows}
+        self._names = FileNames()
+        for row in self._table.rows:
+            self._names.add(row.name)
         self._workers = workers or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cfa-write")
         self._pending: deque[tuple[Prediction, str, Future[None]]] = deque()
 
     @property
     def earlier(self) -> Sequence[Row]:
-        """The rows of the run that was taken up."""
+        """The rows of the run that was taken up; without those of images that failed."""
         return self._table.rows
 
     def is_done(self, source: Source) -> bool:
         """Whether the image has its row: from the run that was taken up, or handed in since."""
-        return _absolute(source.path) in self._done
+        return absolute(source.path) in self._done
 
     def write(self, prediction: Prediction) -> None:
         """Write one image's results; `map` is at the network's input size, `image` at the source's.
 
-        Blocks while enough images are under way. Raises InputError where a file cannot be written.
+        Blocks while enough images are under way. A score that is no finite number becomes an error.
+        Raises InputError where nothing more can be written: scores.csv is locked, or the disk is full.
         """
-        self._done.add(_absolute(prediction.source.path))
-        name = self._claim(prediction.source.name)
+        self._done.add(absolute(prediction.source.path))
+        if prediction.score is not None and not math.isfinite(prediction.score):
+            error = f"The score of {prediction.source.path} is {prediction.score}, not a finite number."
+            prediction = replace(prediction, score=None, normalized=None, label=None, error=error, map=None)
+        while self._pending and self._is_enough(prediction):
+            self._append_next()
+        name = self._names.claim(prediction.source.name)
         self._pending.append((prediction, name, self._pool.submit(self._write_files, prediction, name)))
-        while self._pending and (len(self._pending) >= 2 * self._workers or self._pending[0][2].done()):
+        while self._pending and self._pending[0][2].done():
             self._append_next()
 
     def flush(self) -> None:
@@ -129,26 +159,33 @@ class ResultWriter:
             self.flush()  # on Ctrl-C too: what has been computed is kept
         finally:
             self._pool.shutdown(cancel_futures=True)
-            self._table.close()
+            self._held.close()
+
+    def _is_enough(self, following: Prediction) -> bool:
+        """Whether the images under way are to be finished before one more is taken."""
+        images = [p.image.nbytes for p in (*(p for p, _, _ in self._pending), following) if p.image is not None]
+        return len(self._pending) >= 2 * self._workers or sum(images) > MAX_BYTES_PENDING
 
     def _append_next(self) -> None:
         prediction, name, future = self._pending[0]
         try:
-            future.result()  # Ctrl-C may end this wait: the row is still pending then
+            try:
+                future.result()  # Ctrl-C may end this wait: the row is still pending then
+            except (InputError, MemoryError, cv2.error) as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_IS_FULL:
+                    raise
+                reason = (
+                    error.message
+                    if isinstance(error, InputError)
+                    else f"{prediction.source.path} cannot be drawn: {str(error) or 'not enough memory'}."
+                )
+                prediction = replace(prediction, error=reason)
+                self.unwritten.append((prediction.source.path, reason))
             self._table.append(prediction, name)
         except Exception:
             self._pending.clear()  # rows are in input order: none is written after one that cannot be
             raise
         self._pending.popleft()
-
-    def _claim(self, source_name: str) -> str:
-        """The name of an image's files: without the image's suffix, as evaluation code expects, where that is free."""
-        name = str(PurePosixPath(source_name).with_suffix(""))
-        while _fold(name) in self._names:
-            name = source_name
-            source_name += "~"
-        self._names.add(_fold(name))
-        return name
 
     def _write_files(self, prediction: Prediction, name: str) -> None:
         """Draw and write all files of one image. Runs on a thread of the pool."""
@@ -173,53 +210,99 @@ class ResultWriter:
         small_map = resize_map(prediction.map, geometry, (small.shape[0], small.shape[1]))
         write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
-            write_picture(report / f"{name}{REPORT_IMAGE}", to_8_bit(image))
+            shown = to_8_bit(image) if max(size) <= JPEG_SIDE else draw_thumbnail(image, None, self._bundle, JPEG_SIDE)
+            write_picture(report / f"{name}{REPORT_IMAGE}", shown)
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Write pixels, whole or not at all, as the suffix says: .png and .jpg RGB or grey uint8, .tiff grey float32."""
+    """Write pixels, whole or not at all, as the suffix says: .png and .jpg RGB or grey uint8, .tiff grey float32.
+
+    Raises InputError where they cannot be written.
+    """
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    encoded = cv2.imencode(path.suffix, bgr, _OPTIONS[path.suffix])[1]  # imwrite does not take every file name
+    done, encoded = cv2.imencode(path.suffix, bgr, _OPTIONS[path.suffix])  # imwrite does not take every file name
+    if not done:
+        raise InputError(f"Cannot write {path}: {pixels.shape[1]} x {pixels.shape[0]} px are too many for its format.")
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded.data)
 
 
 def _digest(bundle: Bundle) -> str:
-    """Tell models, and one model's thresholds, apart."""
-    records = (bundle.config, bundle.geometry, bundle.backbone, bundle.calibration, bundle.provenance)
-    digest = hashlib.sha256(json.dumps([dataclasses.asdict(record) for record in records]).encode())
+    """Tell models, and one model's thresholds, apart. What has its default is left out: later versions add fields."""
+    records = (bundle.geometry, bundle.backbone, bundle.calibration, bundle.provenance)
+    told = [
+        {
+            field.name: getattr(record, field.name)
+            for field in dataclasses.fields(record)
+            if getattr(record, field.name) != field.default
+        }
+        for record in records
+    ]
+    return _hash(told, bundle)
+
+
+def _digest_of_format_1(bundle: Bundle) -> str:
+    """The digest that version 0.1 wrote, for its runs to be taken up: of its records' fields, in its order."""
+    config = [*_CONFIG_OF_FORMAT_1.split()]
+    told = [{name: getattr(bundle.config, _RENAMED.get(name, name)) for name in config}]
+    for record, names in (
+        (bundle.geometry, "size crop mean std"),
+        (bundle.backbone, "name layers weights sha256 warning"),
+        (
+            bundle.calibration,
+            "max_fpr threshold pixel_threshold display_low display_high fpr_low fpr_high holdout_scores holdout_peaks",
+        ),
+        (bundle.provenance, "cfa torch timm python date images images_sha256 seed"),
+    ):
+        told.append({name: getattr(record, name) for name in names.split()})
+    return _hash(told, bundle)
+
+
+_CONFIG_OF_FORMAT_1 = (
+    "backbone layers weights size crop bank gamma_c gamma_d neighbours score_neighbours relative epochs batch_size lr "
+    "weight_decay sigma holdout max_fpr seed device precision"
+)
+_RENAMED = {"relative": "normalize_positions"}
+
+
+def _hash(records: list[dict[str, Any]], bundle: Bundle) -> str:
+    digest = hashlib.sha256(json.dumps(records).encode())
     for name in sorted({"bank", "descriptor.weight"} & set(bundle.tensors)):  # an exported model shows no tensors
         digest.update(np.ascontiguousarray(bundle.tensors[name]).tobytes())
     return digest.hexdigest()
 
 
 def _remove_run(out: Path) -> None:
-    """Remove an earlier run's files and nothing else: `out` may hold files of the user's."""
+    """Remove an earlier run's files and nothing else: `out` may hold files of the user's, and links to elsewhere."""
     if not holds_run(out):
         return
     try:
         names = [row.name for row in read_run(out)[1]]
     except InputError:  # damaged: only the table is known to be the run's
         names = []
-    for name in names:
-        for folder, suffix in _FILES:
-            (out / folder / f"{name}{suffix}").unlink(missing_ok=True)
-    _remove_temporaries(out)
-    for name in ("scores.csv", "run.jsonl", "report.html"):
-        (out / name).unlink(missing_ok=True)
+    pictures = [out / folder / f"{name}{suffix}" for name in names for folder, suffix in _FILES]
+    for path in (*pictures, *(out / name for name in ("scores.csv", "run.jsonl", "report.html"))):
+        _remove(path, out)
 
 
 def _remove_temporaries(out: Path) -> None:
+    """Remove what killed runs left."""
+    found = [path for path in out.glob(".*") if _TEMPORARY.fullmatch(path.name)]
     for folder in {folder for folder, _ in _FILES}:
-        for path in (out / folder).rglob(".*"):
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        found += [path for path in (out / folder).rglob(".*") if _TEMPORARY.fullmatch(path.name)]
+    for path in found:
+        _remove(path, out)
 
 
-def _fold(name: str) -> str:
-    """Equal for names that some file system takes for one file."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _absolute(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  links are not followed: that would read the disk
+def _remove(path: Path, out: Path) -> None:
+    """Remove a file, if it is there and, links followed, in a folder within `out`."""
+    try:
+        if path.parent.resolve().is_relative_to(out.resolve()):
+            path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        pass
+    except OSError as error:
+        raise InputError(
+            f"Cannot remove {path}: {error.strerror or error}.",
+            "Close it where it is open, remove it yourself, or choose another place with --out.",
+        ) from error

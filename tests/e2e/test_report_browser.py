@@ -43,7 +43,7 @@ def browser():
 def small(tmp_path_factory):
     """Six images and one that could not be read."""
     folder = tmp_path_factory.mktemp("small")
-    with ResultWriter(folder / "out", frozenset({"overlay"}), make_bundle()) as writer:
+    with ResultWriter(folder / "out", make_bundle(), frozenset({"overlay"})) as writer:
         for name, score in SCORES.items():
             path = folder / "test" / name
             write_photograph(path)
@@ -57,7 +57,7 @@ def large(tmp_path_factory):
     """2,000 rows without pictures."""
     out = tmp_path_factory.mktemp("large")
     prediction = replace(make_prediction(Path("x.png"), 1.0), image=None, map=None)
-    with ResultWriter(out, frozenset(), make_bundle()) as writer:
+    with ResultWriter(out, make_bundle(), frozenset()) as writer:
         for index in range(2000):
             source = replace(prediction.source, path=out / f"{index:04}.png", name=f"{index:04}.png")
             writer.write(replace(prediction, source=source, score=0.5 + index / 1000))

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from cfa_cli.results.writer import KINDS, ResultWriter
 from tests.results.runs import make_bundle, make_prediction
-with ResultWriter(Path(sys.argv[1]), frozenset(KINDS), make_bundle(), resume=True, workers=2) as writer:
+with ResultWriter(Path(sys.argv[1]), make_bundle(), frozenset(KINDS), resume=True, workers=2) as writer:
     print("at work", flush=True)
     for index in range({IMAGES}):
         prediction = make_prediction(Path(f"in/{{index:03}}.png"), 1 + index / 100, f"{{index:03}}.png", (200, 200))

@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
 def report(out, predictions, command=("cfa", "predict", "in"), save=frozenset({"overlay"}), **options):
     bundle = make_bundle()
-    with ResultWriter(out, save, bundle) as writer:
+    with ResultWriter(out, bundle, save) as writer:
         for prediction in predictions:
             writer.write(prediction)
     text = write_report(out, bundle, command=command, **options).read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def test_a_score_that_is_the_threshold_is_not_over_it(tmp_path):
     limit = float(np.float32(2.5614264))  # 2.56142640113..., and less than that in the nine digits of the table
     prediction = make_prediction(tmp_path / "a.png", limit, threshold=limit)
     bundle = make_bundle(threshold=limit)
-    with ResultWriter(tmp_path, frozenset(), bundle) as writer:
+    with ResultWriter(tmp_path, bundle, frozenset()) as writer:
         writer.write(prediction)
     page = Page(write_report(tmp_path, bundle, command=["cfa"]).read_text(encoding="utf-8"))
     data = json.loads(page.text_of(id="data"))

@@ -1,4 +1,8 @@
 import csv
+import errno
+import json
+import os
+import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -7,24 +11,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cfa_cli import load_bundle
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
+from cfa_cli.records import Source
 from cfa_cli.results.scores import read_run
 from cfa_cli.results.writer import KINDS, ResultWriter
 from tests.results.runs import make_bundle, make_failure, make_prediction
 
 ALL = frozenset(KINDS)
+GOLDEN = Path(__file__).parents[1] / "golden"
 COLUMNS = ["path", "score", "normalized", "threshold", "label", "milliseconds", "error"]
 
 
 def write(out, predictions, save=frozenset(), **options):
-    with ResultWriter(out, save, options.pop("bundle", make_bundle()), **options) as writer:
+    with ResultWriter(out, options.pop("bundle", make_bundle()), save, **options) as writer:
         for prediction in predictions:
             writer.write(prediction)
 
 
 def read_csv(out):
     with (out / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.field_size_limit(1_000_000)
         return list(csv.DictReader(file))
 
 
@@ -81,6 +89,9 @@ def test_any_file_name_survives_the_table(tmp_path):
     names = [
         'x,"y".png',
         "line\nbreak.png",
+        "carriage\rreturn.png",
+        "\rat\r\nonce.png\r",
+        "long" * 40_000,
         "=cmd|' /C calc'!A0.png",
         "@a.png",
         "ü 部品.png",
@@ -90,7 +101,7 @@ def test_any_file_name_survives_the_table(tmp_path):
     write(tmp_path / "out", [make_prediction(Path(name), 1.0, "x/" + name) for name in names])
     paths = [row["path"] for row in read_csv(tmp_path / "out")]
     # A spreadsheet runs what starts with = or @; with ./ before it, it is the same path and no formula.
-    assert paths == [f"./{name}" if name[0] in "=@" else name for name in names]
+    assert paths == [f"./{name}" if name[0] in "=@\r" else name for name in names]
     assert [str(row.path) for row in read_run(tmp_path / "out")[1]] == names
 
 
@@ -139,7 +150,7 @@ def test_a_run_is_taken_up_after_any_cut(tmp_path):
     for journal_cut, scores_cut in cuts[::7] + cuts[-1:]:
         (out / "run.jsonl").write_bytes(journal[:journal_cut])
         (out / "scores.csv").write_bytes(scores[:scores_cut])
-        with ResultWriter(out, frozenset(), make_bundle(), resume=True) as writer:
+        with ResultWriter(out, make_bundle(), frozenset(), resume=True) as writer:
             left = [p for p in predictions if not writer.is_done(p.source)]
             assert len(left) == 4 - sum(end <= scores_cut for end in ends[1:])
             for prediction in left:
@@ -166,7 +177,7 @@ def test_resume_knows_images_by_their_path_wherever_it_is_called_from(tmp_path, 
     write(tmp_path / "out", [make_prediction(here, 1.0)])
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")
-    with ResultWriter(tmp_path / "out", frozenset(), make_bundle(), resume=True) as writer:
+    with ResultWriter(tmp_path / "out", make_bundle(), frozenset(), resume=True) as writer:
         assert writer.is_done(make_prediction(Path("../a.png"), 1.0).source)
         assert not writer.is_done(make_prediction(here, 1.0).source)
 
@@ -226,19 +237,252 @@ def test_an_exception_keeps_what_was_computed(tmp_path):
     assert len(read_csv(tmp_path)) == 3
 
 
-def test_no_row_follows_one_that_could_not_be_written(tmp_path):
+def test_an_image_whose_pictures_cannot_be_written_has_its_score_and_the_error(tmp_path):
     (tmp_path / "overlays").mkdir()
     (tmp_path / "overlays" / "b").touch()  # a file where a folder is needed
     names = ["a.png", "b/c.png", *(f"{i}.png" for i in range(20))]
-    with pytest.raises(InputError, match="Cannot write"):
-        write(tmp_path, [make_prediction(tmp_path / name, 1.0, name) for name in names], frozenset({"overlay"}))
+    with ResultWriter(tmp_path, make_bundle()) as writer:
+        for name in names:
+            writer.write(make_prediction(tmp_path / name, 1.0, name))
+    assert [path.name for path, _ in writer.unwritten] == ["c.png"]
+    rows = read_csv(tmp_path)
+    assert [row["path"] for row in rows] == [str(tmp_path / name) for name in names]
+    assert {row["score"] for row in rows} == {"1"}
+    assert [row["error"] for row in rows if row["error"]] == [writer.unwritten[0][1]]
+    assert "Cannot write" in rows[1]["error"]
+    (tmp_path / "overlays" / "b").unlink()
+    with ResultWriter(tmp_path, make_bundle(), resume=True) as writer:
+        for prediction in [make_prediction(tmp_path / name, 1.0, name) for name in names]:
+            if not writer.is_done(prediction.source):
+                writer.write(prediction)
+    assert [(row["path"], row["error"]) for row in read_csv(tmp_path)] == [(str(tmp_path / name), "") for name in names]
+    assert (tmp_path / "overlays" / "b" / "c.png").is_file()
+
+
+def test_a_full_disk_ends_the_run_and_no_row_follows(tmp_path, monkeypatch):
+    write_bytes = Path.write_bytes
+
+    def fill(path, data):
+        if "overlays/b" in path.as_posix():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    names = ["a.png", "b/c.png", *(f"{i}.png" for i in range(20))]
+    with pytest.raises(InputError, match="No space left on device"):
+        write(tmp_path, [make_prediction(tmp_path / name, 1.0, name) for name in names], {"overlay"})
     assert [row["path"] for row in read_csv(tmp_path)] == [str(tmp_path / "a.png")]
 
 
-def test_an_unusable_place_is_an_input_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="Cannot write"):
-        ResultWriter(tmp_path / "file", ALL, make_bundle())
+def scores_is_a_folder(out):
+    (out / "scores.csv").mkdir(parents=True)
+
+
+def journal_is_a_pipe(out):
+    out.mkdir()
+    os.mkfifo(out / "run.jsonl")
+
+
+def table_is_a_link(out):
+    out.mkdir()
+    (out.parent / "precious").write_text("kept")
+    (out / "scores.csv").symlink_to(out.parent / "precious")
+
+
+@pytest.mark.parametrize("make", [Path.touch, scores_is_a_folder, journal_is_a_pipe, table_is_a_link])
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"force": True}])
+def test_an_unusable_place_is_an_input_error(tmp_path, make, options):
+    make(tmp_path / "out")
+    with pytest.raises(InputError, match=r"is a file, not a folder|is not a regular file") as caught:
+        ResultWriter(tmp_path / "out", make_bundle(), ALL, **options)
+    assert "--out" in caught.value.hint
+    assert not (tmp_path / "precious").exists() or (tmp_path / "precious").read_text() == "kept"
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open", "replace"])
+def test_a_place_of_somebody_elses_or_a_table_that_is_open_is_said_and_loses_nothing(tmp_path, monkeypatch, call):
+    """Permissions do not bind root, who may run the tests; a spreadsheet on Windows gives the same error."""
+    out = tmp_path / "out"
+    if call != "mkdir":
+        write(out, [make_prediction(tmp_path / "a.png", 1.0)])
+        before = (out / "scores.csv").read_bytes()
+    original = getattr(Path, call)
+
+    def refuse(path, *arguments, **options):
+        if path == out or "scores" in path.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, call, refuse)
+        with pytest.raises(InputError, match=r"^Cannot write .*: Permission denied\.$") as caught:
+            write(out, [make_prediction(tmp_path / "b.png", 1.0)], resume=True)
+    assert "close it" in caught.value.hint
+    if call != "mkdir":
+        assert (out / "scores.csv").read_bytes() == before
+    write(out, [make_prediction(tmp_path / "b.png", 1.0)], resume=True)
+    assert [Path(row["path"]).name for row in read_csv(out)][-1] == "b.png"
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    with ResultWriter(tmp_path, make_bundle()) as first:
+        first.write(make_prediction(tmp_path / "a.png", 1.0))
+        for options in ({}, {"resume": True}, {"force": True}):
+            with pytest.raises(InputError, match="Another run is writing to") as caught:
+                ResultWriter(tmp_path, make_bundle(), **options)
+            assert "--out" in caught.value.hint
+        first.write(make_prediction(tmp_path / "b.png", 1.0))
+    assert len(read_csv(tmp_path)) == 2
+    assert not [name for name in files_below(tmp_path) if name.startswith(".")]
+    write(tmp_path, [], {"overlay"}, resume=True)  # it is free again
+    with pytest.raises(InputError, match="holds the results"):
+        write(tmp_path, [])
+    write(tmp_path, [], force=True)  # after a refusal, too
+
+
+def test_what_failed_is_tried_again_in_its_place(tmp_path):
+    def state():
+        return [(Path(row["path"]).name, row["score"]) for row in read_csv(tmp_path / "out")]
+
+    def again(scores):
+        with ResultWriter(tmp_path / "out", make_bundle(), (), resume=True) as writer:
+            earlier = [row.path.name for row in writer.earlier]
+            for name, score in scores.items():
+                path = tmp_path / name
+                prediction = make_prediction(path, score) if score else make_failure(path)
+                if not writer.is_done(prediction.source):
+                    writer.write(prediction)
+        return earlier
+
+    names = ["a.png", "b.png", "c.png", "d.png"]
+    failing = [make_failure(tmp_path / n) if n in "b.png d.png" else make_prediction(tmp_path / n, 1.0) for n in names]
+    write(tmp_path / "out", failing)
+    assert again({"b.png": 2.0}) == ["a.png", "c.png"]
+    assert state() == [("a.png", "1"), ("b.png", "2"), ("c.png", "1"), ("d.png", "")]
+    assert again({"a.png": 9.0, "d.png": None, "e.png": 3.0}) == ["a.png", "b.png", "c.png"]
+    assert state() == [("a.png", "1"), ("b.png", "2"), ("c.png", "1"), ("d.png", ""), ("e.png", "3")]
+    assert again({"d.png": 4.0}) == ["a.png", "b.png", "c.png", "e.png"]
+    assert state() == [("a.png", "1"), ("b.png", "2"), ("c.png", "1"), ("d.png", "4"), ("e.png", "3")]
+
+
+@pytest.mark.parametrize("killed", ["before", "between"])
+def test_a_kill_before_or_while_the_failed_rows_are_replaced_loses_nothing(tmp_path, monkeypatch, killed):
+    names, out = ["a.png", "b.png", "c.png"], tmp_path / "out"
+    write(out, [make_failure(tmp_path / "a.png"), *(make_prediction(tmp_path / n, 1.0) for n in names[1:])])
+    with monkeypatch.context() as patch:
+        replace_file = Path.replace
+
+        def dying(path, target):
+            if target.name == {"before": "scores.csv", "between": "run.jsonl"}[killed]:
+                raise KeyboardInterrupt
+            return replace_file(path, target)
+
+        writer = ResultWriter(out, make_bundle(), (), resume=True)
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(KeyboardInterrupt), writer:
+            writer.write(make_prediction(tmp_path / "a.png", 2.0))
+    assert len(read_csv(out)) == (4 if killed == "before" else 3)
+    with ResultWriter(out, make_bundle(), (), resume=True) as writer:
+        assert [row.path.name for row in writer.earlier] == names
+    assert [(Path(row["path"]).name, row["score"]) for row in read_csv(out)] == [
+        *(("a.png", "2"), ("b.png", "1"), ("c.png", "1"))
+    ]
+
+
+@pytest.mark.parametrize("name", ["/{}/precious", "../precious", "x/../../precious", "..\\precious", "C:\\precious"])
+def test_force_removes_nothing_outside_of_the_folder(tmp_path, name):
+    out, precious = tmp_path / "out", tmp_path / "precious.png"
+    write(out, [make_prediction(tmp_path / "a.png", 1.0)], ALL)
+    precious.write_text("kept")
+    journal = (out / "run.jsonl").read_text().splitlines()
+    entry = {**json.loads(journal[1]), "name": name.format(tmp_path)}
+    (out / "run.jsonl").write_text(f"{journal[0]}\n{json.dumps(entry)}\n")
+    with pytest.raises(InputError, match="damaged"):
+        read_run(out)
+    write(out, [], force=True)
+    assert precious.read_text() == "kept"
+
+
+def test_force_follows_no_link_out_of_the_folder(tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    write(out, [make_prediction(tmp_path / "a.png", 1.0)], ALL)
+    (out / "masks").rename(elsewhere)
+    (out / "masks").symlink_to(elsewhere)
+    write(out, [], force=True)
+    assert (elsewhere / "a.png").is_file()
+    assert not (out / "overlays" / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "change"),
+    [
+        (0, {"folder": 1}),
+        (0, {"save": "overlay"}),
+        (0, {"save": [1]}),
+        (0, {"model": None}),
+        (0, {"format": "one"}),
+        (1, {"path": 5}),
+        (1, {"name": None}),
+        (1, {"name": ""}),
+        (1, {"end": 1e9}),
+        (1, {"end": True}),
+        (1, {"size": "ab"}),
+        (1, {"size": [0, 4]}),
+        (1, {"size": [4]}),
+        (0, "[" * 100_000),
+        (1, "[" * 100_000),
+        (1, "1" * 100_000),
+        (1, '{"end": NaN}'),
+        (0, "null"),
+    ],
+)
+def test_a_journal_of_a_strangers_is_an_input_error(tmp_path, line, change):
+    write(tmp_path, [make_prediction(tmp_path / "a.png", 1.0)])
+    lines = (tmp_path / "run.jsonl").read_text().splitlines()
+    lines[line] = change if isinstance(change, str) else json.dumps({**json.loads(lines[line]), **change})
+    (tmp_path / "run.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"damaged|another version"):
+        write(tmp_path, [], resume=True)
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "1e999", "one"])
+def test_a_table_without_numbers_is_an_input_error(tmp_path, score):
+    write(tmp_path, [make_prediction(tmp_path / "a.png", 8.0)])
+    table = (tmp_path / "scores.csv").read_text().replace(",8,", f",{score},")
+    (tmp_path / "scores.csv").write_text(table)
+    lines = (tmp_path / "run.jsonl").read_text().splitlines()
+    entry = {**json.loads(lines[1]), "end": len(table)}
+    (tmp_path / "run.jsonl").write_text(f"{lines[0]}\n{json.dumps(entry)}\n")
+    with pytest.raises(InputError, match="damaged"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_an_error(tmp_path, score):
+    broken = replace(make_prediction(tmp_path / "a.png", 1.0), score=score, normalized=score)
+    write(tmp_path, [broken], ALL)
+    (row,) = read_csv(tmp_path)
+    assert (row["score"], row["normalized"], row["label"]) == ("", "", "")
+    assert "not a finite number" in row["error"]
+
+
+def test_the_normalized_score_never_reaches_1(tmp_path):
+    ratios = [1e3, 1e10, 1e12, 1e30]
+    scores = [replace(make_prediction(tmp_path / f"{r}.png", 1.0), normalized=r / (r + 1)) for r in ratios]
+    write(tmp_path, scores)
+    values = [float(row["normalized"]) for row in read_csv(tmp_path)]
+    assert values == sorted(set(values))
+    assert values[-1] < 1
+
+
+def test_a_run_of_format_1_is_taken_up(tmp_path):
+    bundle = load_bundle(GOLDEN / "format1-default.safetensors")
+    shutil.copytree(GOLDEN / "run-format1", tmp_path / "out")
+    with ResultWriter(tmp_path / "out", bundle, (), resume=True) as writer:
+        assert [row.path.name for row in writer.earlier] == ["000.jpg", "001.jpg", "002.jpg"]
+        assert not writer.is_done(Source(Path("/photos/photos/broken.png"), "broken.png"))
+    with pytest.raises(InputError, match="another model"):
+        write(tmp_path / "out", [], resume=True, bundle=load_bundle(GOLDEN / "format1-paper.safetensors"))
 
 
 def test_few_images_are_held_at_once(tmp_path):
@@ -255,3 +499,41 @@ def test_few_images_are_held_at_once(tmp_path):
 
     write(tmp_path / "out", stream(), ALL, workers=2)
     assert most <= 2 * 2 + 2  # under way, the next one, and the one in the loop's variable
+
+
+def test_large_images_are_written_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("cfa_cli.results.writer.MAX_BYTES_PENDING", 400_000)
+    under_way, most = set(), 0
+    write_files = ResultWriter._write_files
+
+    def watched(writer, prediction, name):
+        nonlocal most
+        under_way.add(name)
+        most = max(most, len(under_way))
+        write_files(writer, prediction, name)
+        under_way.discard(name)
+
+    monkeypatch.setattr(ResultWriter, "_write_files", watched)
+    predictions = [make_prediction(tmp_path / f"{index}.png", 1.0, size=(300, 300)) for index in range(6)]  # 270,000
+    write(tmp_path / "out", predictions, ALL, workers=4)
+    assert most == 1
+    assert len(read_csv(tmp_path / "out")) == 6
+
+
+def test_pictures_that_cannot_be_encoded_or_drawn_are_an_error_of_their_row(tmp_path, monkeypatch):
+    thin = make_prediction(tmp_path / "thin.tif", 1.0, size=(70_000, 2))  # JPEG has 65,500 px a side at most, PNG more
+    large = make_prediction(tmp_path / "large.png", 1.0, size=(50, 50))
+
+    def draw(image, *_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cfa_cli.results.writer.draw_heatmap", draw)
+        write(tmp_path / "out", [thin, large, make_prediction(tmp_path / "b.png", 1.0)], {"heatmap"})
+    assert ["memory" in row["error"] for row in read_csv(tmp_path / "out")] == [True, True, True]
+    with monkeypatch.context() as patch:
+        patch.setattr("cfa_cli.results.writer.JPEG_SIDE", 100_000)
+        write(tmp_path / "out", [thin, large], {"heatmap"}, force=True)
+    assert ["2 x 70000 px" in row["error"] for row in read_csv(tmp_path / "out")] == [True, False]
+    write(tmp_path / "out", [thin], {"heatmap"}, resume=True)
+    assert [row["error"] for row in read_csv(tmp_path / "out")] == ["", ""]
