@@ -309,7 +309,7 @@ def test_a_place_of_somebody_elses_or_a_table_that_is_open_is_said_and_loses_not
     original = getattr(Path, call)
 
     def refuse(path, *arguments, **options):
-        if path == out or "scores" in path.name:
+        if (path == out or "scores" in path.name) and (call != "open" or "ab" in arguments):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return original(path, *arguments, **options)
 
