@@ -103,6 +103,8 @@ def predict(
             for prediction in score(scorer, waiting, bundle.calibration, bool(saved), terminal):
                 writer.write(prediction)
                 summary.add(prediction)
+        for _, error in writer.unwritten:
+            terminal.warn(error)
         if saved:
             write_report(out, bundle, command=["cfa", *sys.argv[1:]])
     if json and watch is None:
@@ -111,7 +113,7 @@ def predict(
         summary.show(out, bundle, already_done=len(sources) - len(waiting))
     if fail_on_anomaly and summary.anomalous:
         return ExitCode.ANOMALY
-    return ExitCode.PARTIAL if summary.errors else ExitCode.DONE
+    return ExitCode.PARTIAL if summary.errors or writer.unwritten else ExitCode.DONE
 
 
 def score(
