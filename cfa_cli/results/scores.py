@@ -13,23 +13,19 @@ import io
 import json
 import math
 import os
-import stat
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cfa_cli.atomic import atomic_path
 from cfa_cli.errors import InputError
 from cfa_cli.records import Label, Prediction
+from cfa_cli.results.folder import ELSEWHERE, is_there, writing
 from cfa_cli.results.names import is_safe
 
 COLUMNS = ("path", "score", "normalized", "threshold", "label", "milliseconds", "error")
 _FORMAT = 1  # of run.jsonl
-_ELSEWHERE = "or choose another place with --out."
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class ScoreTable:
             if not resume:
                 raise InputError(
                     f"{out} holds the results of an earlier run.",
-                    f"Go on from there with --resume, replace them with --force, {_ELSEWHERE}",
+                    f"Go on from there with --resume, replace them with --force, {ELSEWHERE}",
                 )
             self._take_up(list(save), models)
         if self._end == 0:
@@ -75,7 +71,7 @@ class ScoreTable:
             self._end = len(_HEADER)
         self._files: list[io.FileIO] = []
         for path in (self._journal, self._scores):
-            with _writing(path):
+            with writing(path):
                 self._files.append(path.open("ab", buffering=0))
 
     def append(self, prediction: Prediction, name: str) -> None:
@@ -88,7 +84,7 @@ class ScoreTable:
         for file, text, written in zip(
             self._files, (_json_line(entry), line), (self._journal, self._scores), strict=True
         ):
-            with _writing(written):
+            with writing(written):
                 if file.write(text) != len(text):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._end = end
@@ -115,7 +111,7 @@ class ScoreTable:
                 before = ",".join(earlier["save"]) or "none" if key == "save" else earlier["model"][:12]
                 raise InputError(
                     f"{self._out} was written with another {key}: {before}, now {now}.",
-                    f"Resume with the same {key}, replace the results with --force, {_ELSEWHERE}",
+                    f"Resume with the same {key}, replace the results with --force, {ELSEWHERE}",
                 )
         run = _write(self._out, run)
         self._end = len(_HEADER) + sum(map(len, run.lines))
@@ -124,39 +120,9 @@ class ScoreTable:
         self._failed = {absolute(row.path) for row in rows if row.error is not None}
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Make the folder of results where it is missing, and hold it: one run at a time. No file of the lock remains.
-
-    Raises InputError where another run holds it, and where it cannot be made or is no folder.
-    """
-    lock = FileLock(out / ".lock", thread_local=False)
-    with _writing(out):
-        if out.exists() and not out.is_dir():
-            raise InputError(f"{out} is a file, not a folder.", "Choose another place with --out.")
-        out.mkdir(parents=True, exist_ok=True)
-    while not lock.is_locked:
-        _is_there(out / ".lock")
-        try:
-            with _writing(out):
-                lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"Another run is writing to {out}.", "Wait until it has ended, or choose another place with --out."
-            ) from error
-        if not (out / ".lock").exists():  # of a run that ended since the file was opened: it locks nobody out
-            lock.release()
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows removes no open file; filelock does so there
-            (out / ".lock").unlink()
-        lock.release()
-
-
 def holds_run(out: Path) -> bool:
     """Whether `out` has results of a run. Raises InputError where something else has their names."""
-    return _is_there(out / "scores.csv") | _is_there(out / "run.jsonl")
+    return is_there(out / "scores.csv") | is_there(out / "run.jsonl")
 
 
 def read_run(out: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -176,11 +142,11 @@ class _Run:
 
 
 def _read(out: Path) -> _Run:
-    if not _is_there(out / "run.jsonl"):
-        raise InputError(f"{out} holds no results of cfa predict.", f"Start again with --force, {_ELSEWHERE}")
+    if not is_there(out / "run.jsonl"):
+        raise InputError(f"{out} holds no results of cfa predict.", f"Start again with --force, {ELSEWHERE}")
     try:
         journal = (out / "run.jsonl").read_bytes()
-        data = (out / "scores.csv").read_bytes() if _is_there(out / "scores.csv") else b""
+        data = (out / "scores.csv").read_bytes() if is_there(out / "scores.csv") else b""
     except OSError as error:
         raise InputError(f"Cannot read the results in {out}: {error.strerror}.", "Check its permissions.") from error
     try:
@@ -188,7 +154,7 @@ def _read(out: Path) -> _Run:
         settings, *entries = [json.loads(line) for line in journal.split(b"\n")[:-1]]
         if settings["format"] != _FORMAT:
             raise InputError(
-                f"{out} holds results of another version of cfa.", f"Start again with --force, {_ELSEWHERE}"
+                f"{out} holds results of another version of cfa.", f"Start again with --force, {ELSEWHERE}"
             )
         _check_settings(settings)
         for entry in entries:
@@ -196,11 +162,11 @@ def _read(out: Path) -> _Run:
         found = _table(settings, entries, data)
         if found is None:
             raise InputError(
-                f"{out / 'scores.csv'} was changed after it was written.", f"Start again with --force, {_ELSEWHERE}"
+                f"{out / 'scores.csv'} was changed after it was written.", f"Start again with --force, {ELSEWHERE}"
             )
         return _Run(settings, *found)
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-        raise InputError(f"{out / 'run.jsonl'} is damaged.", f"Start again with --force, {_ELSEWHERE}") from error
+        raise InputError(f"{out / 'run.jsonl'} is damaged.", f"Start again with --force, {ELSEWHERE}") from error
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
@@ -260,7 +226,7 @@ def _write(out: Path, run: _Run) -> _Run:
     contents = {"scores.csv": _HEADER + b"".join(run.lines), "run.jsonl": b"".join(map(_json_line, entries))}
     # At first the journal, so that wherever a table is, it is known what it belongs to; later the table, see `_table`.
     for name in sorted(contents, reverse=(out / "scores.csv").exists()):
-        with _writing(out / name), atomic_path(out / name) as temporary:
+        with writing(out / name), atomic_path(out / name) as temporary:
             temporary.write_bytes(contents[name])
     return run
 
@@ -275,41 +241,6 @@ def _input_order(rows: Sequence[tuple[str, bool]]) -> list[int]:
         if failed:
             failed_at[path] = place
     return order
-
-
-def _is_there(path: Path) -> bool:
-    """Whether the file is there. Raises InputError where its name is a folder's, a link's or a pipe's."""
-    try:
-        mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    if not stat.S_ISREG(mode):
-        raise InputError(f"{path} is not a regular file.", f"Move it away, {_ELSEWHERE}")
-    return True
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say in one sentence why a file of the run cannot be written."""
-    try:
-        yield
-    except Timeout:
-        raise
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    except InputError as error:  # of atomic_path
-        if isinstance(error.__cause__, OSError):
-            raise _cannot_write(path, error.__cause__) from error
-        raise
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    hint = "Choose another place with --out."
-    if isinstance(error, PermissionError):
-        hint = f"If it is open in another program, close it there and go on with --resume, {_ELSEWHERE}"
-    return InputError(f"Cannot write {path}: {error.strerror or error}.", hint)
 
 
 def absolute(path: str | Path) -> str:

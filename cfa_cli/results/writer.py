@@ -31,6 +31,7 @@ from cfa_cli.atomic import atomic_path
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction, Source
+from cfa_cli.results.folder import locked
 from cfa_cli.results.names import FileNames
 from cfa_cli.results.overlays import (
     draw_heatmap,
@@ -40,7 +41,7 @@ from cfa_cli.results.overlays import (
     scale_map,
     to_8_bit,
 )
-from cfa_cli.results.scores import Row, ScoreTable, absolute, holds_run, locked, read_run
+from cfa_cli.results.scores import Row, ScoreTable, absolute, holds_run, read_run
 
 KINDS = {  # of --save: folder and suffix
     "overlay": ("overlays", ".png"),
