@@ -19,7 +19,7 @@ from cfa_cli import __version__
 from cfa_cli.atomic import atomic_path
 from cfa_cli.config import FitConfig
 from cfa_cli.errors import BundleError, InputError, UsageError
-from cfa_cli.records import IMAGE_SUFFIXES, BackboneInfo, Bundle, Calibration, Geometry, Provenance
+from cfa_cli.records import IMAGE_SUFFIXES, BackboneInfo, Bundle, Calibration, Geometry, Provenance, TrainingImages
 
 FORMAT = 2  # raised when an older cfa could not read the file; see `_migrate`
 MINOR = 1  # raised when the file has more fields, which an older cfa keeps without knowing them
@@ -32,7 +32,9 @@ _SECTIONS = {
     "backbone": BackboneInfo,
     "calibration": Calibration,
     "provenance": Provenance,
+    "training": TrainingImages,
 }
+_OPTIONAL = {"training"}  # sections that earlier versions did not write
 _TOP_LEVEL = {"format", "minor", "cfa", "grid", *_SECTIONS}
 _REFIT = "Fit the model again with `cfa fit`, or name another file with --model."
 
@@ -57,7 +59,7 @@ def to_metadata(bundle: Bundle) -> dict[str, str]:
     It is one text: safetensors writes several in an order that differs from run to run.
     """
     document: dict[str, Any] = {"format": FORMAT, "minor": MINOR, "cfa": __version__, "grid": bundle.grid}
-    document |= {name: asdict(getattr(bundle, name)) for name in _SECTIONS}
+    document |= {name: asdict(section) for name in _SECTIONS if (section := getattr(bundle, name)) is not None}
     for place, value in bundle.unknown.items():
         *sections, name = place.split(".")
         (document[sections[0]] if sections else document)[name] = value
@@ -76,6 +78,8 @@ def from_metadata(path: Path, metadata: dict[str, str], tensors: dict[str, np.nd
         unknown: dict[str, Any] = {name: document[name] for name in document.keys() - _TOP_LEVEL}
         sections = {}
         for name, kind in _SECTIONS.items():
+            if name in _OPTIONAL and name not in document:
+                continue
             known = {field.name for field in fields(kind)}
             unknown |= {f"{name}.{key}": document[name][key] for key in document[name].keys() - known}
             sections[name] = _build(kind, {key: document[name][key] for key in document[name].keys() & known}, name)

@@ -82,6 +82,26 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class TrainingImages:
+    """What the good images were like, to tell whether another image is like them. Medians are over images.
+
+    Brightness and sharpness are measured on a thumbnail, of values in 0..1: see `cfa_cli.data.statistics`. A spread is
+    a robust standard deviation over images (1.4826 times the median distance from the median).
+    """
+
+    height: int  # median, px
+    width: int
+    aspect_low: float  # the smallest height / width
+    aspect_high: float  # the largest
+    channels: Literal["grey", "colour", "mixed"]  # grey: red, green and blue are equal, however it is stored
+    bit_depth: int  # 8, or of what 16-bit files hold: 8, 10, 12, 14 or 16; 2^depth - 1 is white
+    brightness: float  # median of the images' means, 0..1
+    brightness_spread: float
+    sharpness: float  # median of the standard deviation of the thumbnail's Laplacian
+    sharpness_spread: float
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A trained model: all that `predict` needs.
 
@@ -96,6 +116,7 @@ class Bundle:
     calibration: Calibration
     provenance: Provenance
     tensors: dict[str, np.ndarray] = field(repr=False)
+    training: TrainingImages | None = None  # None: of an earlier version
     unknown: dict[str, object] = field(default_factory=dict)  # what a newer version wrote: "config.name" -> JSON value
 
     @property
@@ -157,5 +178,6 @@ class Prediction:
     label: Label | None
     milliseconds: float | None  # this image's share of its batch's time from decoding to map
     error: str | None = None
+    misfit: str | None = None  # how the image does not fit the model, in a sentence that names no file
     map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
     image: np.ndarray | None = field(default=None, repr=False)  # (h, w, 3) RGB, uint8 or uint16, source size

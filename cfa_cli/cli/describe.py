@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cfa_cli.records import Bundle, Geometry
+from cfa_cli.records import Bundle, Geometry, TrainingImages
 
 
 def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
@@ -17,6 +17,7 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("Geometry", _geometry(bundle.geometry, bundle.grid)),
         ("Descriptor", f"{descriptor[1] - 2} + 2 -> {descriptor[0]} channels"),
         ("Bank", f"{bank[0]} centroids ({config.bank})"),
+        ("Training images", _training(bundle.training)),
         ("Threshold", _threshold(bundle)),
         ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
         ("Trained", f"{epochs}, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
@@ -29,6 +30,15 @@ def _geometry(geometry: Geometry, grid: tuple[int, int]) -> str:
     if geometry.crop:
         text += f", centre {geometry.crop[0]} x {geometry.crop[1]} px"
     return f"{text} (height x width), {grid[0]} x {grid[1]} positions"
+
+
+def _training(training: TrainingImages | None) -> str:
+    if training is None:
+        return "not recorded (fitted by cfa before 0.2)"
+    return (
+        f"{training.width} x {training.height} px (width x height), {training.channels}, {training.bit_depth} bit, "
+        f"brightness {training.brightness:.2f} of 1"
+    )
 
 
 def _threshold(bundle: Bundle) -> str:

@@ -123,9 +123,13 @@ def score(
     from cfa_cli.engine.scorer import score_sources
     from cfa_cli.records import Progress
 
+    said: set[str] = set()
     stream = score_sources(scorer, sources, calibration.threshold, keep_images=keep_images)
     for number, prediction in enumerate(stream, start=1):
         terminal.progress(Progress("scoring", number, len(sources)))
+        if prediction.misfit and prediction.misfit not in said:
+            said.add(prediction.misfit)
+            terminal.warn(prediction.misfit)
         yield prediction
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from cfa_cli.errors import ImageError
 
 
-def read_file(path: Path, limit: int) -> bytes:
+def read_file(path: Path, limit: int, size: int | None = None) -> bytes:
     """Return a regular file's bytes.
 
     A pipe without a writer would block for ever, and a device might never end: the file is opened without waiting, and
     asked what it is before a byte is read.
 
     limit: bytes; a larger file is refused unread.
+    size: read this many bytes, or all if None.
     Raises ImageError for what is missing, no regular file, unreadable, or too large.
     """
     try:
@@ -31,7 +32,7 @@ def read_file(path: Path, limit: int) -> bytes:
                     f"{path} is {status.st_size / 1e9:,.1f} GB, more than an image of the size that is allowed takes.",
                     "If it really is an image, raise the limit with --max-pixels.",
                 )
-            return file.read(status.st_size)
+            return file.read(status.st_size if size is None else size)
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {path}.", "Check the path.") from error
     except MemoryError as error:

@@ -20,6 +20,7 @@ from cfa_cli.records import MAX_PIXELS, MODEL_SUFFIXES
 FORMATS = "PNG, JPEG, BMP, TIFF, WebP, PGM or PPM"
 MIN_SIDE = 32  # px
 MAX_CHANNELS = 4
+FULL_SCALES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # values as cameras store them are kept
 LARGE = 16_000_000  # px: larger images are decoded one at a time, so that threads do not hold several of them
 # Depth is kept and EXIF orientation applied; IMREAD_UNCHANGED, by which alpha is read, leaves the orientation to us.
 # IMREAD_COLOR_RGB would save a pass, but leaves the memory of 16-bit RGB TIFFs unset (4.11 to 5.0).
@@ -46,8 +47,7 @@ def read_image(path: Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
     Raises ImageError for what is missing, unreadable, no regular file, empty, no image, cut off, damaged,
     floating-point, smaller than 32 px a side or larger than `max_pixels`.
     """
-    # No format takes more than 8 bytes a pixel; twice that, and a little, is for further pages and previews.
-    data = read_file(path, limit=int(max_pixels * 16e6) + 2**26)
+    data = read_file(path, limit=file_limit(max_pixels))
     if not data:
         raise ImageError(f"{path} is empty (0 bytes).", "Copy the file again from where it came from.")
     try:
@@ -64,6 +64,12 @@ def read_image(path: Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
         image = _decode(path, data, header)
         rgb: np.ndarray = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
         return rgb
+
+
+def file_limit(max_pixels: float) -> int:
+    """Return how many bytes an image of so many megapixels may take."""
+    # No format takes more than 8 bytes a pixel; twice that, and a little, is for further pages and previews.
+    return int(max_pixels * 16e6) + 2**26
 
 
 def _check(path: Path, header: Header, max_pixels: float) -> None:
@@ -146,7 +152,7 @@ def _decode_pnm(data: bytes, header: Header) -> np.ndarray:
     stored = np.frombuffer(data, kind, count, header.offset).reshape(header.height, header.width, header.channels)
     full = 2**header.bits - 1
     image: np.ndarray = stored.astype(kind.newbyteorder("="))
-    if header.full_scale != full:
+    if (header.bits == 8 and header.full_scale != full) or header.full_scale not in FULL_SCALES:
         image = np.rint(stored * (full / header.full_scale)).clip(0, full).astype(image.dtype)
     return np.repeat(image, 3, axis=2) if header.channels == 1 else np.ascontiguousarray(image[..., ::-1])
 

@@ -29,7 +29,7 @@ from cfa_cli.engine.verify import Verification, read_images, render_images, veri
 from cfa_cli.errors import CfaError, ExportError, InputError, UsageError
 from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
 from cfa_cli.model.network import Network
-from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Geometry, Progress, ProgressCallback
+from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Progress, ProgressCallback
 
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
 HALF_TOLERANCE = 1e-2
@@ -85,7 +85,7 @@ def export(
         check_free(file, force)
     bundle = load_bundle(model)
     folder = images or calibration
-    pictures = read_images(folder) if folder else render_images(bundle.geometry)
+    pictures = read_images(folder, bundle.training) if folder else render_images(bundle.geometry)
     progress(Progress("exporting", 0, 1, unit="models"))
     description = {
         "cfa": __version__,
@@ -145,7 +145,7 @@ def _convert(network: Network, bundle: Bundle, options: ExportOptions, calibrati
             if options.format == "onnx":
                 return _to_onnx(program, options)
             if options.format == "openvino":
-                return _to_openvino(program, bundle.geometry, options, calibration)
+                return _to_openvino(program, bundle, options, calibration)
             return _to_torch(program)
     except CfaError:
         raise
@@ -190,9 +190,7 @@ def _to_onnx(program: ExportedProgram, options: ExportOptions) -> Write:
     return write
 
 
-def _to_openvino(
-    program: ExportedProgram, geometry: Geometry, options: ExportOptions, calibration: Path | None
-) -> Write:
+def _to_openvino(program: ExportedProgram, bundle: Bundle, options: ExportOptions, calibration: Path | None) -> Write:
     openvino = import_extra("openvino", "openvino", ExportError)
     model = openvino.convert_model(program)
     model.inputs[0].get_tensor().set_names({INPUT})
@@ -201,7 +199,8 @@ def _to_openvino(
     if calibration is not None:
         nncf = import_extra("nncf", "nncf", ExportError)
         inputs = [
-            prepare(i, geometry, options.resize)[None].numpy() for i in read_images(calibration, CALIBRATION_IMAGES)
+            prepare(image, bundle.geometry, options.resize)[None].numpy()
+            for image in read_images(calibration, bundle.training, CALIBRATION_IMAGES)
         ]
         # Distances are differences of large numbers: the descriptor and the search stay in float32.
         scope = nncf.IgnoredScope(types=["MatMul"], validate=False)

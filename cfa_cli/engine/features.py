@@ -18,6 +18,8 @@ import platformdirs
 import torch
 from torch import Tensor
 
+from cfa_cli.data.depth import widen
+from cfa_cli.data.statistics import ImageStatistics, measure
 from cfa_cli.engine.memory import available_memory
 from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.workers import Workers
@@ -106,9 +108,15 @@ def store_features(
     sources: Sequence[Source],
     geometry: Geometry,
     device: torch.device,
+    bit_depth: int,
     progress: ProgressCallback,
-) -> tuple[list[Source], list[tuple[str, str]]]:
-    """Fill the store; return the sources that are in it, in its order, and the others: (path, reason)."""
+) -> tuple[list[Source], list[tuple[str, str]], list[ImageStatistics]]:
+    """Fill the store from images whose 16-bit files hold `bit_depth` bits.
+
+    Returns the sources that are in it, in its order; the others: (path, reason); and, in any order, what the images
+    are like.
+    """
+    statistics: list[ImageStatistics] = []
     usable: list[Source] = []
     skipped: list[tuple[str, str]] = []
     waiting: list[Tensor] = []
@@ -123,7 +131,17 @@ def store_features(
                 store.append(levels)
             waiting.clear()
 
-    stream = read_ahead(sources, lambda image: to_input(image, geometry), keep_images=False, ahead=2 * BATCH_SIZE)
+    def prepare(image: np.ndarray) -> Tensor:
+        statistics.append(measure(image))
+        return to_input(image, geometry)
+
+    stream = read_ahead(
+        sources,
+        prepare,
+        full_scale=lambda image: (widen(image, bit_depth), None),
+        keep_images=False,
+        ahead=2 * BATCH_SIZE,
+    )
     with Workers(device, BATCH_SIZE) as workers:
         for number, decoded in enumerate(stream, start=1):
             if decoded.input is None:
@@ -135,4 +153,4 @@ def store_features(
                 flush()
             progress(Progress("reading", number, len(sources)))
         flush()
-    return usable, skipped
+    return usable, skipped, statistics

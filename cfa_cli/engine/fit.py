@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from cfa_cli.config import FitConfig
+from cfa_cli.data.depth import recognise_depth
 from cfa_cli.data.inputs import find_good_images
+from cfa_cli.data.statistics import summarise
 from cfa_cli.engine.backbone import level_shapes, load_backbone
 from cfa_cli.engine.bank import build_bank, leave_one_out_baselines, score_positions
 from cfa_cli.engine.calibrate import calibrate, split_holdout
@@ -59,9 +61,12 @@ def fit(
     grid = shapes[0][1], shapes[0][2]
     _check_centroids(grid, config)
 
+    bit_depth = recognise_depth(paths)
+    if 8 < bit_depth < 16:
+        notify(f"The 16-bit files hold {bit_depth}-bit values: {2**bit_depth - 1} is white.")
     sources = [Source(path, path.name) for path in paths]
     with FeatureStore(shapes, len(paths)) as store:
-        usable, skipped = store_features(store, backbone, sources, geometry, device, progress)
+        usable, skipped, statistics = store_features(store, backbone, sources, geometry, device, bit_depth, progress)
         if len(usable) < 2:
             raise InputError(
                 f"Only {len(usable)} of {len(paths)} images can be used; at least 2 are needed.",
@@ -80,6 +85,7 @@ def fit(
         calibration=calibration,
         provenance=record_provenance(folder, [source.path for source in usable], config.seed),
         tensors=tensors | learned.tensors() | {"baseline": baseline},
+        training=summarise(statistics, bit_depth),
     )
     return FitResult(
         bundle=bundle,

@@ -29,24 +29,31 @@ class Decoded:
     image: np.ndarray | None  # (h, w, 3) RGB, uint8 or uint16, source size
     error: str | None
     seconds: float
+    misfit: str | None = None  # how the image does not fit the model
 
 
 def read_ahead(
-    sources: Iterable[Source], prepare: Callable[[np.ndarray], Tensor], *, keep_images: bool, ahead: int
+    sources: Iterable[Source],
+    prepare: Callable[[np.ndarray], Tensor],
+    *,
+    keep_images: bool,
+    ahead: int,
+    full_scale: Callable[[np.ndarray], tuple[np.ndarray, str | None]],
 ) -> Iterator[Decoded]:
     """Decode sources in order, at most `ahead` of them before they are asked for. An unreadable one has its error.
 
     `prepare` turns an image (h, w, 3), RGB, uint8 or uint16, into the network's input; it may raise ImageError.
+    `full_scale` comes before it: it brings an image to the full scale of its type, and says whether it fits the model.
     """
 
     def read(source: Source) -> Decoded:
         start = time.perf_counter()
         try:
-            image = read_image(source.path)
+            image, misfit = full_scale(read_image(source.path))
             tensor = prepare(image)
         except ImageError as error:
             return Decoded(source, None, None, error.message, time.perf_counter() - start)
-        return Decoded(source, tensor, image if keep_images else None, None, time.perf_counter() - start)
+        return Decoded(source, tensor, image if keep_images else None, None, time.perf_counter() - start, misfit)
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:
         waiting: deque[Future[Decoded]] = deque()

@@ -37,7 +37,7 @@ class ExportedScorer:
     warnings: tuple[str, ...] = ()
 
     def __init__(self, run: Run, bundle: Bundle, export: dict[str, Any]) -> None:
-        self.geometry = bundle.geometry
+        self.geometry, self.training = bundle.geometry, bundle.training
         self.takes_any_size, self.takes_any_batch = bool(export["resize"]), bool(export["dynamic_batch"])
         self._run = run
 

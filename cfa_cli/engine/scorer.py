@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from cfa_cli.config import Precision
+from cfa_cli.data.depth import to_full_scale
 from cfa_cli.engine.calibrate import normalize
 from cfa_cli.engine.reading import Decoded, read_ahead
 from cfa_cli.engine.workers import Workers
@@ -24,7 +25,7 @@ from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16
 from cfa_cli.model.network import Network
-from cfa_cli.records import Bundle, Geometry, Label, Prediction, Source
+from cfa_cli.records import Bundle, Geometry, Label, Prediction, Source, TrainingImages
 
 BATCH_SIZE = 8
 _NOT_FINITE = "The model gives this image no finite score: its values are out of range. Fit the model again."
@@ -34,6 +35,7 @@ class Scorer(Protocol):
     """What scores batches: the engine's own network, or an exported one."""
 
     geometry: Geometry
+    training: TrainingImages | None  # what it was trained on; None: by an earlier version
     warnings: tuple[str, ...]  # what its user should know, a sentence each
 
     def prepare(self, image: np.ndarray) -> Tensor:
@@ -55,7 +57,9 @@ class NetworkScorer:
         device: str = "auto",
         precision: Precision = "auto",
         warnings: tuple[str, ...] = (),
+        training: TrainingImages | None = None,
     ) -> None:
+        self.training = training
         self.warnings = warnings
         self.geometry = geometry
         self.device = choose_device(device)
@@ -149,7 +153,7 @@ def load_scorer(bundle: Bundle, device: str = "auto", precision: Precision | Non
                 "float32, a little differently from the images that made its threshold.",
             )
             precision = "float32"
-    return NetworkScorer(build_network(bundle), bundle.geometry, device, precision, warnings)
+    return NetworkScorer(build_network(bundle), bundle.geometry, device, precision, warnings, bundle.training)
 
 
 def _is_native(precision: Precision, device: torch.device) -> bool:
@@ -178,7 +182,14 @@ def score_sources(
         # While the caller handles one batch, the next is scored.
         waiting: Future[list[Prediction]] | None = None
         for batch in _batches(
-            read_ahead(sources, scorer.prepare, keep_images=keep_images, ahead=batch_size), batch_size
+            read_ahead(
+                sources,
+                scorer.prepare,
+                full_scale=lambda image: to_full_scale(image, scorer.training),
+                keep_images=keep_images,
+                ahead=batch_size,
+            ),
+            batch_size,
         ):
             scored, waiting = waiting, thread.submit(_score_batch, scorer, batch, threshold)
             if scored:
@@ -218,6 +229,7 @@ def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list
                 threshold,
                 label,
                 1000 * (decoded.seconds + share),
+                misfit=decoded.misfit,
                 map=score_map,
                 image=decoded.image,
             )

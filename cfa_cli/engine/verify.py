@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfa_cli.data.depth import to_full_scale
 from cfa_cli.data.images import read_image
 from cfa_cli.data.inputs import find_images
 from cfa_cli.engine.runtimes import ExportedScorer
 from cfa_cli.engine.scorer import BATCH_SIZE, Scorer
-from cfa_cli.records import Geometry, Progress, ProgressCallback
+from cfa_cli.records import Geometry, Progress, ProgressCallback, TrainingImages
 
 IMAGES = 16  # at most, evenly spaced over the folder's
 TIMED_RUNS = 5
@@ -36,13 +37,15 @@ class Verification:
     tool_milliseconds: float  # through this tool in float32, likewise; resizing counts where the graph resizes
 
 
-def read_images(folder: Path, limit: int = IMAGES) -> list[np.ndarray]:
+def read_images(folder: Path, training: TrainingImages | None, limit: int = IMAGES) -> list[np.ndarray]:
     """Read at most `limit` images of a folder, evenly spaced, as (h, w, 3) RGB uint8; 16 bit is rounded to 8.
+
+    `training` are a model's images: by their depth 16-bit files are brought to the full scale.
 
     Raises InputError if there are none, ImageError for an unreadable one.
     """
     paths = find_images(folder)
-    return [_to_8_bit(read_image(path)) for path in paths[:: -(-len(paths) // limit)]]
+    return [_to_8_bit(to_full_scale(read_image(path), training)[0]) for path in paths[:: -(-len(paths) // limit)]]
 
 
 def render_images(geometry: Geometry) -> list[np.ndarray]:

@@ -37,11 +37,8 @@ def _span(calibration: Calibration) -> float:
 
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:
-    """Return an RGB image as uint8. uint16 is scaled by the depth that it uses: 10 and 12 bit would look black."""
-    if image.dtype != np.uint16:
-        return image
-    depth = max(8, int(image.max()).bit_length())
-    return np.asarray(cv2.convertScaleAbs(image, alpha=255 / (2**depth - 1)))
+    """Return an RGB image as uint8. uint16 is at full scale, as the network sees it: nothing is brightened."""
+    return image if image.dtype != np.uint16 else np.asarray(cv2.convertScaleAbs(image, alpha=1 / 257))
 
 
 def draw_mask(score_map: np.ndarray, pixel_threshold: float) -> np.ndarray:

@@ -34,7 +34,9 @@ def random_weights(name: str, good: Path, path: Path) -> str:
             module.train()
             module.momentum = 1.0
     with torch.no_grad():
-        images = [to_input(i, Geometry((224, 224), None, backbone.mean, backbone.std)) for i in read_images(good, 8)]
+        images = [
+            to_input(i, Geometry((224, 224), None, backbone.mean, backbone.std)) for i in read_images(good, None, 8)
+        ]
         backbone(torch.stack(images))
     torch.save(backbone.weights(), path)
     return str(path)
@@ -59,7 +61,8 @@ def measure(name: str, good: Path, images: Path, folder: Path) -> None:
     weights = "embedded" if name == "resnet18" else random_weights(name, good, folder / "weights.pth")
     model = folder / "model.safetensors"
     size = save_bundle(fit(good, FitConfig(backbone=name, weights=weights, epochs=0)).bundle, model)
-    bundle, image = load_bundle(model), read_images(images, limit=1)[0]
+    bundle = load_bundle(model)
+    image = read_images(images, bundle.training, limit=1)[0]
     for precision in ("auto", "float32"):
         scorer = load_scorer(bundle, "cpu", precision)
         row(name, f"the tool, {precision}", "", size, time_scorer(scorer, scorer.prepare(image)))

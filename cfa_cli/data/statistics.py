@@ -1,0 +1,70 @@
+"""What images are like: size, colour, brightness and sharpness, measured on a thumbnail while they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from cfa_cli.records import TrainingImages
+
+THUMBNAIL = 256  # px of the longer side; smaller images are taken as they are
+GREY_TOLERANCE = 0.01  # by how much the channels of a grey image may differ, of values in 0..1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatistics:
+    """What one image is like."""
+
+    height: int  # px
+    width: int
+    grey: bool  # red, green and blue are equal
+    brightness: float  # mean of all values, 0..1
+    sharpness: float  # standard deviation of the thumbnail's Laplacian, of grey values in 0..1
+
+
+def measure(image: np.ndarray) -> ImageStatistics:
+    """Measure an image (h, w, 3) RGB, uint8 or uint16 at full scale, in about a millisecond a megapixel."""
+    height, width = image.shape[:2]
+    factor = THUMBNAIL / max(height, width)
+    small = image
+    if factor < 1:
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    values = small.astype(np.float32) / (255 if image.dtype == np.uint8 else 65535)
+    grey = values.mean(axis=2)
+    return ImageStatistics(
+        height,
+        width,
+        grey=bool(np.ptp(values, axis=2).max() <= GREY_TOLERANCE),
+        brightness=float(grey.mean(dtype=np.float64)),
+        sharpness=float(cv2.Laplacian(grey, cv2.CV_32F).std(dtype=np.float64)),
+    )
+
+
+def summarise(images: Sequence[ImageStatistics], bit_depth: int) -> TrainingImages:
+    """Summarise at least one image's statistics, in whatever order they come; `bit_depth` is of all of them."""
+    aspects = [image.height / image.width for image in images]
+    grey = [image.grey for image in images]
+    brightness, brightness_spread = _robust([image.brightness for image in images])
+    sharpness, sharpness_spread = _robust([image.sharpness for image in images])
+    return TrainingImages(
+        height=round(float(np.median([image.height for image in images]))),
+        width=round(float(np.median([image.width for image in images]))),
+        aspect_low=min(aspects),
+        aspect_high=max(aspects),
+        channels="grey" if all(grey) else "mixed" if any(grey) else "colour",
+        bit_depth=bit_depth,
+        brightness=brightness,
+        brightness_spread=brightness_spread,
+        sharpness=sharpness,
+        sharpness_spread=sharpness_spread,
+    )
+
+
+def _robust(values: Sequence[float]) -> tuple[float, float]:
+    """Return the median, and 1.4826 times the median distance from it: a normal distribution's standard deviation."""
+    median = float(np.median(values))
+    return median, 1.4826 * float(np.median(np.abs(np.array(values) - median)))
