@@ -14,6 +14,7 @@ Every message is one plain sentence; `hint` says what to type or do next.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -82,3 +83,18 @@ class ExportError(CfaError):
     """An export that failed or whose scores differ."""
 
     exit_code = ExitCode.EXPORT
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "insufficient memory", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, in whatever form a library says it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, for accelerators
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower() if isinstance(error, RuntimeError) or type(error).__module__ == "cv2" else ""
+    return any(
+        words in text for words in ("can't allocate memory", "out of memory", "insufficient memory", "bad_alloc")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -128,7 +129,12 @@ def _rate(each_second: float, unit: str) -> str:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the one JSON document of a command."""
-    print(json.dumps({"version": JSON_VERSION, **document}, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps({"version": JSON_VERSION, **document}, indent=2, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a console without these characters, a file name that is no text: escapes say the same
+        text = json.dumps({"version": JSON_VERSION, **document}, indent=2, default=str)
+    print(text)
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
