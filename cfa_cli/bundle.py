@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -19,12 +20,24 @@ from cfa_cli import __version__
 from cfa_cli.atomic import atomic_path
 from cfa_cli.config import FitConfig
 from cfa_cli.errors import BundleError, InputError, UsageError
-from cfa_cli.records import IMAGE_SUFFIXES, BackboneInfo, Bundle, Calibration, Geometry, Provenance, TrainingImages
+from cfa_cli.records import (
+    EXPORT_SUFFIXES,
+    IMAGE_SUFFIXES,
+    BackboneInfo,
+    Bundle,
+    Calibration,
+    Geometry,
+    Provenance,
+    TrainingImages,
+)
 
 FORMAT = 2  # raised when an older cfa could not read the file; see `_migrate`
 MINOR = 1  # raised when the file has more fields, which an older cfa keeps without knowing them
 METADATA_KEY = "cfa"
 MAX_HEADER_BYTES = 4_000_000
+MAX_TEXT = 4096  # characters of any text in the metadata: a path can have that many
+MAX_BACKBONE_NAME = 100  # characters; timm's longest is half as long
+MAX_LAYERS = 100
 MAX_SIDE = 4096  # px, of the network's input: the memory that a damaged file can ask for has an end
 _SECTIONS = {
     "config": FitConfig,
@@ -35,7 +48,7 @@ _SECTIONS = {
     "training": TrainingImages,
 }
 _OPTIONAL = {"training"}  # sections that earlier versions did not write
-_TOP_LEVEL = {"format", "minor", "cfa", "grid", *_SECTIONS}
+_TOP_LEVEL = {"format", "minor", "cfa", "grid", "tensors_sha256", *_SECTIONS}
 _REFIT = "Fit the model again with `cfa fit`, or name another file with --model."
 
 
@@ -59,11 +72,24 @@ def to_metadata(bundle: Bundle) -> dict[str, str]:
     It is one text: safetensors writes several in an order that differs from run to run.
     """
     document: dict[str, Any] = {"format": FORMAT, "minor": MINOR, "cfa": __version__, "grid": bundle.grid}
+    document["tensors_sha256"] = tensors_sha256(bundle.tensors)
     document |= {name: asdict(section) for name in _SECTIONS if (section := getattr(bundle, name)) is not None}
     for place, value in bundle.unknown.items():
-        *sections, name = place.split(".")
-        (document[sections[0]] if sections else document)[name] = value
+        section, _, name = place.partition(".")
+        if section in _SECTIONS and name:
+            document[section][name] = value
+        else:
+            document[place] = value
     return {METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
+
+
+def tensors_sha256(tensors: dict[str, np.ndarray]) -> str:
+    """The SHA-256 over the tensors in the order of their names: of each its name, its shape and its values' bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{list(tensor.shape)}\0".encode())
+        digest.update(np.asarray(tensor, dtype="<f4", order="C").data)
+    return digest.hexdigest()
 
 
 def from_metadata(path: Path, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> Bundle:
@@ -121,7 +147,7 @@ def load_bundle(path: str | Path) -> Bundle:
         _check_header_size(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            _parse_document(path, metadata)
+            document = _parse_document(path, metadata)
             _check_types(path, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -130,15 +156,30 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}.", _REFIT) from error
     bundle = from_metadata(path, metadata, tensors)
     _check_tensors(path, bundle)
+    # Earlier versions wrote no digest.
+    if "tensors_sha256" in document and document["tensors_sha256"] != tensors_sha256(tensors):
+        raise _damaged(path, "its tensors are not those that were written (their SHA-256 differs)")
     return bundle
 
 
 def check_there(path: Path) -> None:
-    """Raise BundleError if there is no file at `path`."""
-    if path.is_dir():
-        raise BundleError(f"{path} is a folder, not a model.", "Name the .safetensors file that `cfa fit` wrote.")
-    if not path.exists():
-        raise BundleError(f"There is no model at {path}.", "Make one with `cfa fit GOOD_DIR`, or name it with --model.")
+    """Raise BundleError unless there is a regular file at `path` that may be a model; it is not opened."""
+    try:
+        if path.is_dir():
+            raise BundleError(f"{path} is a folder, not a model.", "Name the .safetensors file that `cfa fit` wrote.")
+        if not path.exists():
+            raise BundleError(
+                f"There is no model at {path}.", "Make one with `cfa fit GOOD_DIR`, or name it with --model."
+            )
+        if not path.is_file():  # reading a pipe or a device might never end
+            raise BundleError(f"{path} is a pipe, a socket or a device, not a file.", _REFIT)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}.", _REFIT) from error
+    if path.suffix.lower() == EXPORT_SUFFIXES["torch"]:
+        raise BundleError(
+            f"{path} is a .pt2 file, which cfa writes but does not run: torch.export.load runs code that is in it.",
+            "Use the bundle that it was exported from, or `cfa export --format onnx`.",
+        )
 
 
 def _check_header_size(path: Path) -> None:
@@ -225,6 +266,8 @@ def _check_values(path: Path, bundle: Bundle) -> None:
         raise _damaged(path, "its threshold is not positive")
     if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
         raise _damaged(path, "its calibration is incomplete")
+    if len(bundle.backbone.name) > MAX_BACKBONE_NAME or len(bundle.backbone.layers) > MAX_LAYERS:
+        raise _damaged(path, "its backbone's name or list of layers is too long")
     if bundle.config.score_neighbours < 1 or not 0 <= bundle.config.sigma <= max(bundle.geometry.input_size):
         raise _damaged(path, "its configuration is out of range")
 
@@ -263,6 +306,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return tuple(_build(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(each, value, strict=True)))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
+    if kind is str and isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ValueError(f"{where} has {len(value)} characters")
     if kind in (int, str, bool) and type(value) is kind:
         return value
     raise ValueError(f"{where} is {str(value)[:60]!r}, expected {getattr(kind, '__name__', kind)}")

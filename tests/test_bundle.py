@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import socket
 import struct
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from cfa_cli import __version__
 from cfa_cli.bundle import from_metadata, load_bundle, save_bundle
 from cfa_cli.config import FitConfig
+from cfa_cli.engine.runtimes import load_model
 from cfa_cli.errors import BundleError, InputError
 from cfa_cli.records import BackboneInfo, Bundle, Calibration, Geometry, Provenance
 
@@ -96,7 +100,7 @@ def test_the_public_library_reads_it(saved):
     document = document_of(saved)
     assert document["format"] == 2
     sections = {"config", "geometry", "backbone", "calibration", "provenance"}
-    assert set(document) == {"format", "minor", "cfa", "grid"} | sections
+    assert set(document) == {"format", "minor", "cfa", "grid", "tensors_sha256"} | sections
 
 
 def test_the_same_bundle_gives_the_same_bytes_however_it_lies_in_memory(saved, tmp_path):
@@ -182,6 +186,25 @@ def test_a_newer_format_says_which_version_reads_it(saved):
     assert "7.3.0" in hint
 
 
+def test_changed_tensors_are_noticed(saved):
+    """Values that are all finite and fit together, and are not those that were written."""
+    document, tensors = document_of(saved), load_file(saved)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):  # by the format's definition
+        digest.update(name.encode() + b"\0" + str(list(tensors[name].shape)).encode() + b"\0" + tensors[name].tobytes())
+    assert document["tensors_sha256"] == digest.hexdigest()
+    changed = tensors["bank"].copy()
+    changed[3, 2] = np.nextafter(changed[3, 2], np.float32(9))
+    for other in ({"bank": changed}, {"bank": tensors["bank"][::-1].copy()}, {"more": np.ones(1, np.float32)}):
+        rewrite(saved, document, tensors | other)
+        assert "SHA-256" in refused(saved)[0]
+    rewrite(saved, document | {"tensors_sha256": None}, tensors)
+    refused(saved)
+    del document["tensors_sha256"]  # as an earlier version wrote it
+    rewrite(saved, document, tensors)
+    load_bundle(saved)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -265,6 +288,22 @@ def test_missing_and_unknown_fields(saved):
     del document["geometry"]
     rewrite(saved, document)
     assert "geometry" in refused(saved)[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders")
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".xml", ".pt2"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)  # a socket's path has to be short
+    os.mkfifo(f"pipe{suffix}")
+    (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
+    (tmp_path / f"folder{suffix}").mkdir()
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(f"socket{suffix}")
+        for name in ("pipe", "device", "socket"):
+            with pytest.raises(BundleError, match="is a pipe, a socket or a device"):
+                load_model(f"{name}{suffix}")
+    with pytest.raises(BundleError, match="is a folder"):
+        load_model(f"folder{suffix}")
 
 
 def test_other_files_are_told_apart(saved, tmp_path):

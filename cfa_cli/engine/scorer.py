@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
@@ -105,25 +104,23 @@ def build_network(bundle: Bundle) -> Network:
     """Rebuild a bundle's network, in float32 on the CPU. Raises BundleError if its tensors do not fit together."""
     tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
     weights = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
+    info, input_size = bundle.backbone, bundle.geometry.input_size
     try:
-        backbone = Backbone(bundle.backbone.name, bundle.backbone.layers, weights)
+        with torch.device("meta"):  # shapes alone: any timm model may be named, and none is made that the file is not
+            outline = Backbone(info.name, info.layers)
+            outline.check_weights(weights)
+            levels = outline(torch.empty(1, 3, *input_size))
+        backbone = Backbone(info.name, info.layers, weights)
     except CfaError as error:
-        raise BundleError(f"The model's backbone cannot be rebuilt: {error.message}", "Fit the model again.") from error
-    descriptor = Descriptor(backbone.channels, len(tensors["descriptor.bias"]))
-    if descriptor.weight.shape != tensors["descriptor.weight"].shape:
-        raise BundleError(
-            f"The model is damaged: descriptor.weight has shape {tuple(tensors['descriptor.weight'].shape)}, expected "
-            f"{tuple(descriptor.weight.shape)}.",
-            "Fit the model again.",
-        )
-    with torch.device("meta"):  # shapes alone: nothing is computed
-        weightless = {name: torch.empty(tensor.shape) for name, tensor in backbone.state_dict().items()}
-        levels = functional_call(backbone, weightless, torch.empty(1, 3, *bundle.geometry.input_size))
-    if tuple(levels[0].shape[-2:]) != bundle.grid:
-        raise BundleError(
-            f"The model is damaged: its grid is {bundle.grid}, expected {tuple(levels[0].shape[-2:])}.",
-            "Fit the model again.",
-        )
+        raise _misfit(f"its backbone cannot be rebuilt: {error.message.rstrip('.')}") from error
+    except (AssertionError, RuntimeError, ValueError) as error:  # timm's, for an input of this size
+        raise _misfit(f"its backbone {info.name} does not take images of {input_size} px") from error
+    expected = (len(tensors["descriptor.bias"]), sum(backbone.channels) + 2, 1, 1)
+    if (found := tuple(tensors["descriptor.weight"].shape)) != expected:
+        raise _misfit(f"descriptor.weight has shape {found}, expected {expected}")
+    if (grid := tuple(levels[0].shape[-2:])) != bundle.grid:
+        raise _misfit(f"its grid is {bundle.grid}, expected {grid}")
+    descriptor = Descriptor(backbone.channels, expected[0])
     descriptor.load_state_dict({"weight": tensors["descriptor.weight"], "bias": tensors["descriptor.bias"]})
     descriptor.requires_grad_(False)
     config, geometry = bundle.config, bundle.geometry
@@ -136,6 +133,10 @@ def build_network(bundle: Bundle) -> Network:
         config.score_neighbours,
         config.sigma,
     )
+
+
+def _misfit(reason: str) -> BundleError:
+    return BundleError(f"The model is damaged: {reason}.", "Fit the model again.")
 
 
 def load_scorer(bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> NetworkScorer:

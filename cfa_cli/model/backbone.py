@@ -55,7 +55,8 @@ class Backbone(nn.Module):
         model.prune_intermediate_layers(self.indices, prune_norm=False, prune_head=True)
         self.model = model
         if state_dict is not None:
-            self._load(state_dict)
+            self.check_weights(state_dict)
+            self.model.load_state_dict({key: state_dict[key] for key in self.weights()}, strict=False)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -66,7 +67,8 @@ class Backbone(nn.Module):
         """Return the tensors that a bundle needs: parameters and buffers, less those that inference never reads."""
         return {k: v for k, v in self.model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
-    def _load(self, state_dict: Mapping[str, Tensor]) -> None:
+    def check_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Raise WeightsError unless `state_dict` has this backbone's tensors; works on the meta device too."""
         own = self.weights()
         missing = [key for key in own if key not in state_dict]
         if missing:
@@ -82,7 +84,6 @@ class Backbone(nn.Module):
                     f"{tuple(value.shape)}.",
                     "Check that --backbone names the model that the weights were trained for.",
                 )
-        self.model.load_state_dict({key: state_dict[key] for key in own}, strict=False)
 
 
 def _feature_infos(model: Any) -> list[dict[str, Any]]:

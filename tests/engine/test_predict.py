@@ -223,6 +223,15 @@ def test_a_score_that_is_not_finite_is_an_error(bundle, good_dir, tmp_path, name
         assert "no finite score" in prediction.error
 
 
+@pytest.mark.parametrize("name", ["eva_giant_patch14_560", "resnetv2_152x4_bit", "vit_7b_patch16_dinov3"])
+def test_a_backbone_that_the_file_does_not_hold_takes_no_memory(bundle, name):
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BundleError, match=f"weights do not fit {name}|{name} has no layer"):
+        load_scorer(replace(bundle, backbone=replace(bundle.backbone, name=name)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB; the models have 4 to 27 GB
+
+
 @pytest.mark.parametrize("fitted_in", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("native", [True, False])
 def test_predict_computes_in_what_fit_computed_in_where_it_is_native(bundle, monkeypatch, fitted_in, native):
