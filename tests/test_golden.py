@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from cfa_cli import load_bundle, predict, save_bundle
+from cfa_cli.engine.export import TOLERANCE
 from cfa_cli.engine.results import Results, read_results
+from cfa_cli.engine.runtimes import load_model
+from cfa_cli.engine.scorer import score_sources
+from cfa_cli.records import Source
 from cfa_cli.results.scores import read_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,6 +33,19 @@ def test_a_bundle_of_format_1_scores_as_it_did(name: str) -> None:
         assert prediction.label == expected["labels"][image]
         assert prediction.map is not None
         assert np.mean(prediction.map, dtype=np.float64) == pytest.approx(expected["map_means"][image], rel=1e-6)
+
+
+def test_an_export_of_format_1_scores_as_its_bundle_did() -> None:
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    expected = json.loads((GOLDEN / "format1-default.json").read_text())
+    bundle, scorer = load_model(GOLDEN / "format1-default.onnx")
+    assert bundle.config == load_bundle(GOLDEN / "format1-default.safetensors").config
+    assert bundle.calibration.pixel_threshold == expected["pixel_threshold"]
+    paths = [PARTS / name for name in expected["scores"]]
+    predictions = list(score_sources(scorer, [Source(path, path.name) for path in paths], bundle.calibration.threshold))
+    for prediction, (image, score) in zip(predictions, expected["scores"].items(), strict=True):
+        assert prediction.score == pytest.approx(score, rel=TOLERANCE)
+        assert prediction.label == expected["labels"][image]
 
 
 def test_a_bundle_of_format_1_is_saved_in_the_present_one(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def export(
 
     The graph takes RGB images (batch, 3, height, width), float32 in 0..1, at the model's input size (or see
     --with-resize) and gives score, normalized_score, map, threshold and pixel_threshold. It is run and compared with
-    this tool before the file gets its name. `cfa predict --model FILE` runs it too.
+    this tool before the file gets its name. `cfa predict --model FILE` runs it too, except .pt2.
     """
     from cfa_cli.cli import render
 

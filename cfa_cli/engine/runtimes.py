@@ -1,4 +1,4 @@
-"""Exported models, run by their own runtimes: ONNX Runtime, OpenVINO, or torch for `.pt2`."""
+"""Exported models, run by their own runtimes: ONNX Runtime and OpenVINO, and torch while `.pt2` is verified."""
 
 from __future__ import annotations
 
@@ -72,9 +72,11 @@ def prepare(image: np.ndarray, geometry: Geometry, resize: bool) -> Tensor:
 def load_model(path: str | Path, device: str = "auto", precision: Precision | None = None) -> tuple[Bundle, Scorer]:
     """Load a bundle, or by its suffix a model that `cfa export` wrote (its Bundle has no tensors), ready to score.
 
+    A .pt2 file is refused (see `check_there`): torch would run code that is in it.
     Raises BundleError if it cannot be used or its runtime is not installed, UsageError, DeviceError.
     """
     path = Path(path)
+    check_there(path)
     name = next((name for name, suffix in EXPORT_SUFFIXES.items() if suffix == path.suffix.lower()), None)
     if name is None:
         bundle = load_bundle(path)
@@ -84,12 +86,14 @@ def load_model(path: str | Path, device: str = "auto", precision: Precision | No
             f"--precision {precision} does not go with an exported model, which computes in float32.",
             "Leave --precision out.",
         )
-    check_there(path)
     return load_exported(path, name, device)
 
 
 def load_exported(path: Path, name: ExportFormat, device: str = "auto") -> tuple[Bundle, ExportedScorer]:
-    """Load an exported model of a known format. Raises BundleError, DeviceError."""
+    """Load an exported model of a known format; a .pt2 file must be this process's own.
+
+    Raises BundleError and DeviceError.
+    """
     openers = {"onnx": _open_onnx, "openvino": _open_openvino, "torch": _open_torch}
     try:
         metadata, run = openers[name](path, device)

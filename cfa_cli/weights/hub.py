@@ -90,7 +90,7 @@ def _own_copy(name: str, folder: Path) -> Path | None:
     """The copy in `folder`, if its bytes still have the digest that its name tells."""
     for path in sorted(folder.glob(f"{name}-*.safetensors")):
         with contextlib.suppress(OSError):  # one that cannot be read is as good as none
-            if path.stem == f"{name}-{sha256_of(path)[:16]}":
+            if path.is_file() and path.stem == f"{name}-{sha256_of(path)[:16]}":
                 return path
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ EMBEDDED_WARNING = (
 
 # timm's defaults for these are newer recipes; the published figures come from torchvision's weights.
 _TAGS = {"resnet18": "tv_in1k", "wide_resnet50_2": "tv_in1k", "vgg19_bn": "tv_in1k"}
+_SHARED = 4  # names that one tensor may have, on average: tied weights are stored once
+_SAVE_HINT = "Save the model's state_dict(), as safetensors or with torch.save."
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -118,6 +121,8 @@ def _file(path: Path) -> Weights:
         raise WeightsError(f"{path} is a folder, not a weights file.", f"Name a file in it ({', '.join(_SUFFIXES)}).")
     if not path.exists():
         raise WeightsError(f"There is no weights file {path}.", "Use auto, imagenet, embedded or the path of a file.")
+    if not path.is_file():  # reading a pipe or a device might never end
+        raise WeightsError(f"{path} is a pipe, a socket or a device, not a file.", "Name a weights file.")
     if path.suffix.lower() not in _SUFFIXES:
         raise WeightsError(f"{path} is not a kind of weights file that is read.", f"Use one of {', '.join(_SUFFIXES)}.")
     return _read(path, f"file: {path.name}")
@@ -133,11 +138,12 @@ def _read(path: Path, origin: str, warning: str | None = None) -> Weights:
         if path.suffix.lower() == ".safetensors":
             content = load_file(path)
         else:
+            _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         state_dict = {
             # a copy, because what load_file returns is the file itself, mapped into memory
             name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
-            for name, tensor in _tensors(content, path).items()
+            for name, tensor in _check_sizes(_tensors(content, path), path).items()
         }
         finite = {name: bool(torch.isfinite(tensor).all()) for name, tensor in state_dict.items()}
     except WeightsError:
@@ -147,11 +153,34 @@ def _read(path: Path, origin: str, warning: str | None = None) -> Weights:
     except Exception as error:  # a damaged file makes the readers raise nearly anything
         raise WeightsError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors.",
-            "Save the model's state_dict(), as safetensors or with torch.save.",
+            _SAVE_HINT,
         ) from error
     if bad := [name for name, is_finite in finite.items() if not is_finite]:
         raise WeightsError(f"{path} holds values that are not finite, in {bad[0]}.", "Use another weights file.")
     return Weights(state_dict, origin, sha256, warning)
+
+
+def _check_archive(path: Path) -> None:
+    """Raise WeightsError if a zip archive would unpack to more than it is long; torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(record.file_size for record in archive.infolist())
+        if unpacked > path.stat().st_size or any(record.compress_type for record in archive.infolist()):
+            raise WeightsError(f"{path} is compressed, as no weights file is.", _SAVE_HINT)
+
+
+def _check_sizes(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Raise WeightsError for tensors that claim more values than the file holds: each of them will be copied."""
+    import torch
+
+    limit = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise WeightsError(f"{path} holds {name} in a form that is not read.", _SAVE_HINT)
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _SHARED * limit:
+        raise WeightsError(f"{path} claims more values than it holds.", _SAVE_HINT)
+    return tensors
 
 
 def _tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
@@ -170,7 +199,7 @@ def _tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
     ):
         raise WeightsError(
             f"{path} is not a state dict, which maps names to tensors.",
-            "Save the model's state_dict(), as safetensors or with torch.save.",
+            _SAVE_HINT,
         )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}

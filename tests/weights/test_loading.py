@@ -1,9 +1,13 @@
 import errno
 import hashlib
+import io
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -363,6 +367,49 @@ def test_code_in_a_pickle_never_runs(tmp_path, monkeypatch, zipped):
     with pytest.raises(WeightsError, match="holds more than tensors"):
         load_weights("a.pth", "resnet18")
     assert not Path("hostile-was-here").exists()
+
+
+def test_small_files_do_not_become_large_tensors(tmp_path):
+    """A compressed archive, and tensors whose many values are one, or none."""
+    million = {"a": torch.zeros(1_000_000)}
+    torch.save(million, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as whole, zipfile.ZipFile(tmp_path / "b.pth", "w") as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "b.pth").stat().st_size < 10_000
+    assert torch.equal(torch.load(tmp_path / "b.pth")["a"], million["a"])  # torch reads it
+    one = torch.zeros(1)
+    torch.save({"a": one.as_strided((10**6, 10**6), (0, 0))}, tmp_path / "c.pth")
+    torch.save({str(number): one.expand(1000) for number in range(1000)}, tmp_path / "d.pth")
+    torch.save({"a": torch.zeros(10**6).to_sparse()}, tmp_path / "e.pth")
+    torch.save({"a": torch.empty(10**12, device="meta")}, tmp_path / "f.pth")
+    torch.save({"a": one.as_strided((10**6, 10**6), (0, 0))}, tmp_path / "g.pth", _use_new_zipfile_serialization=False)
+    for name in "bcdefg":
+        with pytest.raises(WeightsError) as caught:
+            load_weights(str(tmp_path / f"{name}.pth"), "resnet18")
+        assert "state_dict()" in caught.value.hint
+
+
+def test_a_tar_archive_of_the_oldest_torch_is_not_read(tmp_path):
+    with tarfile.open(tmp_path / "a.pth", "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            content = pickle.dumps(Hostile())
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        load_weights(str(tmp_path / "a.pth"), "resnet18")
+    assert not Path("hostile-was-here").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders")
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(WeightsError, match="is a pipe, a socket or a device"):
+            load_weights(str(tmp_path / f"{name}{suffix}"), "resnet18")
 
 
 @pytest.mark.parametrize(
