@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +31,24 @@ def atomic_path(final: Path) -> Iterator[Path]:
         os.close(descriptor)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes no file that is open for reading alone
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(final)
+        _rename(temporary, final)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"Cannot write {final}: {reason}.", "Choose another place with --out.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    """Rename, in place of what is there. On Windows a virus scanner may hold a new file open, for a moment mostly."""
+    for pause in (0.05, 0.1, 0.2, 0.4):  # s
+        try:
+            temporary.replace(final)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    temporary.replace(final)

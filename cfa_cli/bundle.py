@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+import tempfile
 import types
 import typing
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -49,6 +49,7 @@ _SECTIONS = {
 }
 _OPTIONAL = {"training"}  # sections that earlier versions did not write
 _TOP_LEVEL = {"format", "minor", "cfa", "grid", "tensors_sha256", *_SECTIONS}
+_ELSEWHERE = "Choose another place with --out."
 _REFIT = "Fit the model again with `cfa fit`, or name another file with --model."
 
 
@@ -133,10 +134,15 @@ def check_free(path: Path, force: bool) -> None:
         raise InputError(f"{path} is a folder.", "Name a file with --out.")
     if path.exists() and not force:
         raise InputError(f"{path} exists already.", "Add --force to overwrite it, or name another file with --out.")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "is not writable" if folder.is_dir() else "is a file"
-        raise InputError(f"Cannot write {path}: {folder} {reason}.", "Choose another place with --out.")
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), None)
+    if folder is None:
+        raise InputError(f"Cannot write {path}: there is no drive {path.absolute().anchor}.", _ELSEWHERE)
+    if not folder.is_dir():
+        raise InputError(f"Cannot write {path}: {folder} is a file.", _ELSEWHERE)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # tried, because permissions alone tell little on Windows
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {folder} is not writable.", _ELSEWHERE) from error
 
 
 def load_bundle(path: str | Path) -> Bundle:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import glob
 import itertools
 import os
 import shlex
+import stat
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,12 +83,14 @@ def _from_argument(text: str) -> list[_Found]:
         raise InputError(f"{text} is a model, not an image.", f"Give it with --model {shlex.quote(text)}")
     try:
         path.lstat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if glob.has_magic(text):
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        # Windows says of a pattern that it is no valid name.
+        if glob.has_magic(text) and (missing or error.errno == errno.EINVAL):
             return _from_glob(text)
-        raise InputError(f"There is no file or folder {text}.", _did_you_mean(path)) from error
-    except OSError:
-        pass  # it may be there: reading it says what is wrong
+        if missing:
+            raise InputError(f"There is no file or folder {text}.", _did_you_mean(path)) from error
+        # It may be there: reading it says what is wrong.
     return _from_path(text)
 
 
@@ -131,7 +135,7 @@ def _once(found: Iterable[_Found]) -> Iterator[_Found]:
     seen: set[tuple[str, str]] = set()
     for item in found:
         folder, name = os.path.split(item.path)
-        if (identity := (real(folder), name)) not in seen:
+        if (identity := (os.path.normcase(real(folder)), os.path.normcase(name))) not in seen:
             seen.add(identity)
             yield item
 
@@ -144,7 +148,7 @@ def _name(found: Iterable[_Found]) -> list[Source]:
     def prefix(folder: str) -> tuple[str, ...]:
         path = PurePath(folder)
         if not base:  # Windows, several drives
-            return (path.drive.strip(":\\").replace("\\", "_"), *path.parts[1:])
+            return (path.drive.strip(":\\?.").replace("\\", "_"), *path.parts[1:])
         return path.parts[len(base) :]
 
     taken: set[str] = set()
@@ -153,9 +157,10 @@ def _name(found: Iterable[_Found]) -> list[Source]:
 
 def _common_folder(folders: set[str]) -> tuple[str, ...]:
     """The parts of the deepest folder that contains all of `folders`; () if they are on several drives."""
-    every = [PurePath(folder).parts for folder in folders]
-    pairs = zip(min(every), max(every), strict=False)
-    return tuple(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    try:
+        return PurePath(os.path.commonpath(folders)).parts
+    except ValueError:
+        return ()
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -175,21 +180,38 @@ def _walk(folder: Path) -> tuple[list[Path], list[str]]:
     """The images below `folder`, sorted, and the names of the other files."""
     images: list[Path] = []
     others: list[str] = []
-    visited: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int] | str] = set()
     pending = deque([folder])  # links wait until the real tree is done, so that none hides the folder it points to
     while pending:
         for here, folders, files in os.walk(pending.popleft(), onerror=_cannot_list):
-            status = Path(here).stat()
-            if (identity := (status.st_dev, status.st_ino)) in visited:
+            if (identity := _identity(here)) in visited:
                 folders.clear()
                 continue
             visited.add(identity)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            pending += [link for name in folders if (link := Path(here, name)).is_symlink()]
+            folders[:] = sorted(name for name in folders if not _is_hidden(Path(here, name)))
+            pending += [link for name in folders if _is_link(link := Path(here, name))]
             shown = [name for name in files if not name.startswith(".")]
             images += [Path(here, name) for name in shown if _is_image_name(name)]
             others += [name for name in shown if not _is_image_name(name)]
     return sorted(images, key=lambda path: path.as_posix()), others
+
+
+def _identity(folder: str) -> tuple[int, int] | str:
+    """What tells a folder apart. Some network drives of Windows number no files."""
+    status = Path(folder).stat()
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
+
+
+def _is_hidden(folder: Path) -> bool:
+    """By its name; on Windows by an attribute too: a drive's `System Volume Information`, which none may list."""
+    if folder.name.startswith("."):
+        return True
+    return bool(getattr(folder.lstat(), "st_file_attributes", 0) & stat.FILE_ATTRIBUTE_HIDDEN)
+
+
+def _is_link(folder: Path) -> bool:
+    """Whether `os.walk` passes it by: a link, or a junction of Windows (since Python 3.12)."""
+    return folder.is_symlink() or getattr(os.path, "isjunction", lambda _: False)(folder)
 
 
 def _cannot_list(error: OSError) -> None:

@@ -11,7 +11,7 @@ import platform
 import signal
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -184,8 +184,12 @@ def _outcomes(
             if gpus > 1:
                 job = replace(job, config=replace(job.config, device=f"cuda:{index % gpus}"))
             futures[pool.submit(_attempt_in_process, job, threads, processes, partial(report, job))] = job
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        waiting = set(futures)
+        while waiting:
+            # With a limit: on Windows, Ctrl-C does not interrupt a wait without one.
+            done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield futures[future], future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(processes):  # on Ctrl-C

@@ -142,13 +142,13 @@ def _reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # some containers forbid it
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def _peak_memory_mb() -> float | None:
     """Physical memory that this process has used at most; None where the system does not tell."""
     if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
             if line.startswith("VmHWM:"):
                 return float(line.split()[1]) * 1024 / 1e6
     if sys.platform == "darwin":

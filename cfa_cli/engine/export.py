@@ -102,8 +102,15 @@ def export(
         metadata = to_metadata(bundle)
         _write(write, built, metadata | {EXPORT_KEY: json.dumps(description)})
         try:
-            _, scorer = load_exported(built, options.format)
-            found = verify(scorer, reference, pictures, bundle.calibration.threshold, progress, drawn=folder is None)
+            # The runtime is let go before the files are: Windows removes none that is mapped into memory.
+            found = verify(
+                load_exported(built, options.format)[1],
+                reference,
+                pictures,
+                bundle.calibration.threshold,
+                progress,
+                drawn=folder is None,
+            )
         except Exception as error:  # each runtime has its own exceptions
             raise ExportError(f"The exported model does not run: {error}", "Try another --format.") from error
         _check(found, options, int8=calibration is not None)
@@ -243,7 +250,9 @@ def _scratch_folder(out: Path) -> Iterator[Path]:
     """Yield a folder beside `out`, removed at the end. Raises InputError if it cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.stem[:40]}-", dir=out.parent) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{out.stem[:40]}-", dir=out.parent, ignore_cleanup_errors=True
+        ) as folder:
             yield Path(folder)
     except OSError as error:
         reason = error.strerror or str(error)

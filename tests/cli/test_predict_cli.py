@@ -28,7 +28,7 @@ def parts(tmp_path, model):
 
 
 def rows(out="maps"):
-    return list(csv.DictReader(io.StringIO(Path(out, "scores.csv").read_text())))
+    return list(csv.DictReader(io.StringIO(Path(out, "scores.csv").read_text("utf-8"))))
 
 
 def below(folder):

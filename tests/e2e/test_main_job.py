@@ -51,11 +51,11 @@ def test_fit_predict_info(fresh):
 
     predicted = run("predict", "new", "--fail-on-anomaly", code=1)
     assert warning in predicted.stderr
-    with Path("maps/scores.csv").open(newline="") as file:
+    with Path("maps/scores.csv").open(newline="", encoding="utf-8") as file:
         found = {row["path"]: row["label"] for row in csv.DictReader(file)}
     assert found == {"new/fine.png": "good", "new/night shift/scratched.png": "anomalous"}
     assert Path("maps/overlays/night shift/scratched.png").exists()
-    assert "The ImageNet weights could not be had" in Path("maps/report.html").read_text()
+    assert "The ImageNet weights could not be had" in Path("maps/report.html").read_text("utf-8")
 
     document = json.loads(run("info", "--json").stdout)
     assert document["backbone"]["warning"].startswith("The ImageNet weights could not be had")
