@@ -18,7 +18,7 @@ from safetensors.numpy import save as to_bytes
 
 from cfa_cli import __version__
 from cfa_cli.atomic import atomic_path
-from cfa_cli.config import FitConfig
+from cfa_cli.config import MAX_SIDE, FitConfig
 from cfa_cli.errors import BundleError, InputError, UsageError
 from cfa_cli.records import (
     EXPORT_SUFFIXES,
@@ -38,7 +38,6 @@ MAX_HEADER_BYTES = 4_000_000
 MAX_TEXT = 4096  # characters of any text in the metadata: a path can have that many
 MAX_BACKBONE_NAME = 100  # characters; timm's longest is half as long
 MAX_LAYERS = 100
-MAX_SIDE = 4096  # px, of the network's input: the memory that a damaged file can ask for has an end
 _SECTIONS = {
     "config": FitConfig,
     "geometry": Geometry,

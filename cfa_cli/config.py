@@ -19,7 +19,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["default", "paper"]
 
 MIN_SIDE = 32  # px, of images and of the network's input
-MAX_SIDE = 4096  # px, of the network's input
+MAX_SIDE = 8192  # px, of the network's input
 
 Size = tuple[int, int]  # (height, width) in px
 
@@ -67,7 +67,11 @@ class FitConfig:
     ] = None
     crop: Annotated[Size | None, SIDE, "Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH."] = None
     bank: Annotated[BankKind, "How the memory bank is built."] = "kmeans"
-    gamma_c: Annotated[int, Range(1), "Compress the memory bank to (h*w)/GAMMA_C centroids."] = 1
+    gamma_c: Annotated[
+        int | None,
+        Range(1),
+        "Compress the memory bank to (h*w)/GAMMA_C centroids; auto: the smallest that keeps them within 3136.",
+    ] = None
     gamma_d: Annotated[int, Range(1), "Reduce the descriptor to C/GAMMA_D channels."] = 1
     neighbours: Annotated[int, Range(1), "K = J of the paper's loss."] = 3
     score_neighbours: Annotated[int, Range(1), "K of the paper's score; 1: the nearest distance itself."] = 1
@@ -142,7 +146,11 @@ _NOUNS = {
     Size: "a size: (height, width) in px",
 }
 
+MAX_AUTO_CENTROIDS = 3136  # those of 224 x 224 px at stride 4
+
 PRESETS: dict[Preset, FitConfig] = {
     "default": FitConfig(),
-    "paper": FitConfig(size=(224, 224), bank="mean", score_neighbours=3, normalize_positions=False, epochs=30),
+    "paper": FitConfig(
+        size=(224, 224), bank="mean", gamma_c=1, score_neighbours=3, normalize_positions=False, epochs=30
+    ),
 }

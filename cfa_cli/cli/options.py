@@ -27,9 +27,9 @@ PANELS = {  # of the options that are made from FitConfig's fields, in their ord
     "Threshold": ("holdout", "max_fpr"),
     "Computing": ("device", "precision"),
 }
-_METAVARS = {"size": "SIZE", "crop": "SIZE", "layers": "NAMES", "weights": "NAME|FILE"}
+_METAVARS = {"size": "SIZE", "crop": "SIZE", "gamma_c": "N", "layers": "NAMES", "weights": "NAME|FILE"}
 _METAVARS_OF_TYPES = {str: "NAME", int: "N", float: "NUMBER"}
-_UNSET = {"size": "auto", "crop": "none", "layers": "4,8,16"}  # what None means
+_UNSET = {"size": "auto", "crop": "none", "gamma_c": "auto", "layers": "4,8,16"}  # what None means
 
 
 def field_option(name: str, default: str | None = None) -> Any:
@@ -138,8 +138,17 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
     return height, int(match[2] or height)
 
 
+def parse_whole(text: str, option: str) -> int:
+    """Read a whole number. Raises UsageError."""
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option} {text} is no whole number.", f"Write {option} 4, or {option} auto.") from None
+
+
 _TEXTS: dict[str, Callable[[str], Any]] = {  # fields that are written as text on the command line
     "size": lambda text: None if text == "auto" else parse_size(text, "--size"),
     "crop": lambda text: parse_size(text, "--crop"),
+    "gamma_c": lambda text: None if text == "auto" else parse_whole(text, "--gamma-c"),
     "layers": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
 }

@@ -8,7 +8,7 @@ from itertools import count, repeat
 import torch
 from torch import Tensor
 
-from cfa_cli.config import FitConfig
+from cfa_cli.config import MAX_AUTO_CENTROIDS, FitConfig
 from cfa_cli.engine.features import FeatureStore
 from cfa_cli.engine.workers import Workers
 from cfa_cli.model.bank import KMEANS_ITERATIONS, compress, ema_bank, kmeans_bank, mean_bank
@@ -16,6 +16,14 @@ from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.scoremap import position_baseline, position_scores
 from cfa_cli.model.search import NeighbourSearch
 from cfa_cli.records import Progress, ProgressCallback
+
+
+def resolve_gamma_c(gamma_c: int | None, grid: tuple[int, int]) -> int:
+    """Return gamma_c; for None (auto) the smallest that keeps h*w / gamma_c within `MAX_AUTO_CENTROIDS`.
+
+    grid: (h, w) positions.
+    """
+    return gamma_c or grid[0] * grid[1] // (MAX_AUTO_CENTROIDS + 1) + 1
 
 
 def build_bank(
@@ -34,12 +42,13 @@ def build_bank(
             yield descriptor(store.levels([image], device)).flatten(0, 2)
             progress(Progress("building the bank", next(steps), passes * len(images)))
 
+    _, height, width = store.shapes[0]
+    gamma_c = resolve_gamma_c(config.gamma_c, (height, width))
     with torch.no_grad():
         if config.bank == "kmeans":
-            positions = store.shapes[0][1] * store.shapes[0][2]
-            return kmeans_bank(described, len(images), positions // config.gamma_c, config.seed)
+            return kmeans_bank(described, len(images), height * width // gamma_c, config.seed)
         bank = mean_bank(described()) if config.bank == "mean" else ema_bank(described())
-        return compress(bank, config.gamma_c, config.seed)
+        return compress(bank, gamma_c, config.seed)
 
 
 def score_positions(

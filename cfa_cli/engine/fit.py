@@ -17,7 +17,7 @@ from cfa_cli.data.depth import recognise_depth
 from cfa_cli.data.inputs import find_good_images
 from cfa_cli.data.statistics import summarise
 from cfa_cli.engine.backbone import level_shapes, load_backbone
-from cfa_cli.engine.bank import build_bank, leave_one_out_baselines, score_positions
+from cfa_cli.engine.bank import build_bank, leave_one_out_baselines, resolve_gamma_c, score_positions
 from cfa_cli.engine.calibrate import calibrate, split_holdout
 from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.provenance import record_provenance
@@ -59,6 +59,7 @@ def fit(
     geometry = Geometry(config.size or auto_size(sample_aspects(paths)), config.crop, backbone.mean, backbone.std)
     shapes = level_shapes(backbone, geometry.input_size, device)
     grid = shapes[0][1], shapes[0][2]
+    config = replace(config, gamma_c=resolve_gamma_c(config.gamma_c, grid))
     _check_centroids(grid, config)
 
     bit_depth = recognise_depth(paths)
@@ -134,7 +135,10 @@ def _find(good: str | Path | Sequence[Path]) -> tuple[Path | None, list[Path]]:
 
 def _check_centroids(grid: tuple[int, int], config: FitConfig) -> None:
     """Raise UsageError if the memory bank would have fewer centroids than the loss and the score look at."""
-    centroids, needed = grid[0] * grid[1] // config.gamma_c, max(2 * config.neighbours, config.score_neighbours)
+    centroids, needed = (
+        grid[0] * grid[1] // resolve_gamma_c(config.gamma_c, grid),
+        max(2 * config.neighbours, config.score_neighbours),
+    )
     if centroids < needed:
         raise UsageError(
             f"The memory bank would have {centroids} centroids; at least {needed} are needed.",

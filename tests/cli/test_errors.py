@@ -53,7 +53,7 @@ FIT = [
     ("good --device cuda:77", 6, "'cuda:77' is not there", "--device cpu"),
     ("good --device mps", 6, "'mps' is not there", "--device cpu"),
     ("good --device abacus", 2, "no device called 'abacus'", "cuda"),
-    ("good --size 8", 2, "size 8 is out of range", "32 to 4096"),
+    ("good --size 8", 2, "size 8 is out of range", "32 to 8192"),
     ("good --size abc", 2, "--size abc is no size", "256x640"),
     ("good --size -5", 2, "--size -5 is no size", "256x640"),
     ("good --size 64x64x64", 2, "no size", "256x640"),

@@ -125,7 +125,7 @@ def test_options_show_in_the_tensors(good_dir, changes, expected, grid, input_si
     found = shapes(bundle)
     assert {name: found[name] for name in expected} == expected
     assert (bundle.grid, bundle.geometry.input_size) == (grid, input_size)
-    assert bundle.config == replace(SMALL, **changes)
+    assert bundle.config == replace(SMALL, **{"gamma_c": 1} | changes)
 
 
 def test_auto_size_keeps_the_images_aspect_within_the_same_pixels(tmp_path):
