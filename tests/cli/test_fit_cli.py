@@ -102,11 +102,17 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("", FitConfig(weights="embedded", size=(32, 32), epochs=1)),
+        ("", FitConfig(weights="embedded", size=(32, 32), epochs=1, gamma_c=1)),
         (
             "--preset paper",
             FitConfig(
-                weights="embedded", size=(32, 32), epochs=1, bank="mean", score_neighbours=3, normalize_positions=False
+                weights="embedded",
+                size=(32, 32),
+                epochs=1,
+                bank="mean",
+                gamma_c=1,
+                score_neighbours=3,
+                normalize_positions=False,
             ),
         ),
         (

@@ -219,7 +219,7 @@ def test_progress_counts_up_to_its_total(good_dir):
         ({"holdout": 1.5}, "holdout 1.5"),
         ({"max_fpr": 0.0}, "max_fpr 0"),
         ({"size": (8, 8)}, "size 8 is"),
-        ({"size": (64, 5000)}, "size 5000 is"),
+        ({"size": (64, 9000)}, "size 9000 is"),
         ({"crop": (96, 32)}, "crop is larger"),
         ({"crop": (32, 32), "size": None}, "crop needs"),
         ({"layers": ()}, "names no layer"),
