@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,7 @@ Label = Literal["good", "anomalous"]
 ExportFormat = Literal["onnx", "openvino", "torch"]
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+RESULT_FOLDERS = ("heatmaps", "maps", "masks", "overlays", "report")  # what predict and benchmark write images to
 MAX_PIXELS = 200.0  # megapixels of an image, unless told otherwise: line-scan cameras reach 100
 BUNDLE_SUFFIX = ".safetensors"
 EXPORT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -146,6 +148,28 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
+@dataclass
+class LeftOut:
+    """What was found beside images and is not read: filled in while inputs are searched."""
+
+    formats: Counter[str] = field(default_factory=Counter)  # files by their suffix: {".heic": 10}
+    results: list[str] = field(default_factory=list)  # folders and files that cfa wrote itself
+
+    def sentences(self) -> Iterator[str]:
+        """Say what was left out, in at most two sentences."""
+        if self.formats:
+            kinds = ", ".join(f"{count} x {suffix}" for suffix, count in self.formats.most_common())
+            total = self.formats.total()
+            yield f"{total} {'file' if total == 1 else 'files'} left out, of formats that cfa does not read: {kinds}."
+        if self.results:
+            more = f" and {len(self.results) - 3} more" if len(self.results) > 3 else ""
+            yield f"Left out, because cfa wrote it: {', '.join(self.results[:3])}{more}."
+
+    def document(self) -> dict[str, object]:
+        """Return it for --json."""
+        return {"formats": dict(self.formats.most_common()), "results": self.results}
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What `fit` made."""
@@ -157,6 +181,7 @@ class FitResult:
     losses: tuple[float, ...]  # mean loss of each epoch
     seconds: float
     warnings: tuple[str, ...]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 @dataclass(frozen=True)

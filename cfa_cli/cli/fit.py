@@ -54,7 +54,7 @@ def fit(
         saved = save_fit(result, good_dir, out, page, force=force, device=config.device, progress=terminal.progress)
     for path, reason in result.skipped:
         terminal.warn(f"Left out: {reason or path}")
-    for warning in result.warnings:
+    for warning in (*result.left_out.sentences(), *result.warnings):
         terminal.warn(warning)
     if json:
         render.print_json(saved.document())

@@ -11,36 +11,46 @@ import os
 import shlex
 import stat
 import unicodedata
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from cfa_cli.data.images import FORMATS
+from cfa_cli.data.own_output import holds_results, is_result
 from cfa_cli.errors import InputError
-from cfa_cli.records import IMAGE_SUFFIXES, MODEL_SUFFIXES, Source
+from cfa_cli.records import IMAGE_SUFFIXES, MODEL_SUFFIXES, RESULT_FOLDERS, LeftOut, Source
+
+# What Windows leaves in any folder, and the tables and pages that cfa writes.
+_UNSAID = {"Thumbs.db", "desktop.ini", "scores.csv", "regions.csv", "run.jsonl", "report.html"}
+_UNSAID |= {"results.json", "results.csv", "results.md", "results.html"}
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """All images in `folder` and below, sorted by their POSIX path relative to it.
 
-    Hidden files and folders are left out; links to folders are followed, each real folder is visited once.
+    Hidden files and folders are left out; links to folders are followed, each real folder is visited once. Files of
+    other formats, and what cfa wrote itself, are left out too, and added to `left_out`.
     Raises InputError if there is no such folder, if it or one below cannot be listed, and if no image is in it.
     """
     _require_folder(folder)
-    images, others = _walk(folder)
+    left_out = LeftOut() if left_out is None else left_out
+    here = LeftOut()
+    images = [] if is_result(folder) else _walk(folder, here)
+    left_out.formats += here.formats
+    left_out.results += here.results
     if not images:
-        raise _no_images(folder, others)
+        raise _no_images(folder, here)
     return images
 
 
-def find_good_images(folder: Path) -> list[Path]:
+def find_good_images(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """The same for images to train on: a data set in MVTec's layout, whose test images are defects, is refused.
 
     Raises InputError as `find_images` does, and where `folder`, the folder above or one just below has `train/good`
     beside `test` or `ground_truth`.
     """
-    images = find_images(folder)
+    images = find_images(folder, left_out)
     for root in _possible_datasets(folder):
         good = root / "train" / "good"
         if _is_folder(good) and any(_is_folder(root / name) for name in ("test", "ground_truth")):
@@ -51,7 +61,9 @@ def find_good_images(folder: Path) -> list[Path]:
     return images
 
 
-def find_sources(inputs: Sequence[str], stdin: Iterable[str] | None = None) -> list[Source]:
+def find_sources(
+    inputs: Sequence[str], stdin: Iterable[str] | None = None, left_out: LeftOut | None = None
+) -> list[Source]:
     """The images that `inputs` name, in input order, each once: files, folders, globs (`**` too), `-` for `stdin`.
 
     `stdin` gives a path a line; folders among them are searched as well. Folders, globs' matches and what is in them
@@ -62,12 +74,16 @@ def find_sources(inputs: Sequence[str], stdin: Iterable[str] | None = None) -> l
     Where inputs lie in several folders it is the path below the deepest folder that contains all of them, so that
     `line1/a.jpg` and `line2/a.jpg` stay apart. It keeps the suffix, so that `a.jpg` and `a.png` stay apart too. Names
     that differ only in case or in Unicode form get `~2`, `~3`, ... after the stem.
+    What cfa wrote itself is no input, not even where it is named; it is added to `left_out`, as are other formats.
     Raises InputError for a path argument that does not exist, a glob or folder without images, a model given as an
     image, and an empty `stdin`.
     """
+    left_out = LeftOut() if left_out is None else left_out
     found: list[_Found] = []
     for text in dict.fromkeys(inputs):
-        found += _from_stdin(stdin) if text == "-" else _from_argument(text)
+        found += _from_stdin(stdin, left_out) if text == "-" else _from_argument(text, left_out)
+    if not found:
+        raise InputError("All that is given was written by cfa.", "Give the images that it was made from.")
     return _name(_once(found))
 
 
@@ -77,7 +93,7 @@ class _Found:
     root: str  # the folder of the input that named it, absolute
 
 
-def _from_argument(text: str) -> list[_Found]:
+def _from_argument(text: str, left_out: LeftOut) -> list[_Found]:
     path = Path(text)
     if path.suffix.lower() in MODEL_SUFFIXES:
         raise InputError(f"{text} is a model, not an image.", f"Give it with --model {shlex.quote(text)}")
@@ -87,42 +103,48 @@ def _from_argument(text: str) -> list[_Found]:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         # Windows says of a pattern that it is no valid name.
         if glob.has_magic(text) and (missing or error.errno == errno.EINVAL):
-            return _from_glob(text)
+            return _from_glob(text, left_out)
         if missing:
             raise InputError(f"There is no file or folder {text}.", _did_you_mean(path)) from error
         # It may be there: reading it says what is wrong.
-    return _from_path(text)
+    return _from_path(text, left_out)
 
 
-def _from_path(text: str) -> list[_Found]:
+def _from_path(text: str, left_out: LeftOut) -> list[_Found]:
     if _is_folder(Path(text)):
         root = _absolute(text)
-        return [_Found(str(image), root) for image in find_images(Path(text))]
+        return [_Found(str(image), root) for image in find_images(Path(text), left_out)]
+    if is_result(Path(text)):
+        left_out.results.append(text)
+        return []
     return [_Found(text, os.path.split(_absolute(text))[0])]
 
 
-def _from_glob(pattern: str) -> list[_Found]:
+def _from_glob(pattern: str, left_out: LeftOut) -> list[_Found]:
     root = _absolute(PurePath(*itertools.takewhile(lambda part: not glob.has_magic(part), PurePath(pattern).parts)))
     found: list[_Found] = []
-    for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207  (pathlib's takes no absolute pattern)
-        if _is_folder(Path(match)):
-            found += [_Found(str(image), root) for image in _walk(Path(match))[0]]
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (pathlib's takes no absolute pattern)
+    for match in matches:
+        if is_result(Path(match)):
+            left_out.results.append(match)
+        elif _is_folder(Path(match)):
+            found += [_Found(str(image), root) for image in _walk(Path(match), left_out)]
         elif _is_image_name(match):
             found.append(_Found(match, root))
-    if not found:
+    if not found and not left_out.results:
         raise InputError(f"The pattern {pattern} matches no images.", "Check the pattern, or give a folder.")
     return found
 
 
-def _from_stdin(lines: Iterable[str] | None) -> list[_Found]:
+def _from_stdin(lines: Iterable[str] | None, left_out: LeftOut) -> list[_Found]:
     found: list[_Found] = []
     for line in lines or ():
         text = line.rstrip("\r\n")
         if "\0" in text:
             raise InputError("The paths on standard input are separated by null characters.", "Give one path a line.")
         if text:
-            found += _from_path(text)
-    if not found:
+            found += _from_path(text, left_out)
+    if not found and not left_out.results:
         raise InputError(
             "There are no paths on standard input.", "For example: find parts -name '*.png' | cfa predict -"
         )
@@ -176,10 +198,9 @@ def _unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[str]]:
-    """The images below `folder`, sorted, and the names of the other files."""
+def _walk(folder: Path, left_out: LeftOut) -> list[Path]:
+    """The images below `folder`, sorted; what is passed over is added to `left_out`."""
     images: list[Path] = []
-    others: list[str] = []
     visited: set[tuple[int, int] | str] = set()
     pending = deque([folder])  # links wait until the real tree is done, so that none hides the folder it points to
     while pending:
@@ -188,12 +209,16 @@ def _walk(folder: Path) -> tuple[list[Path], list[str]]:
                 folders.clear()
                 continue
             visited.add(identity)
-            folders[:] = sorted(name for name in folders if not _is_hidden(Path(here, name)))
+            written = set(folders).intersection(RESULT_FOLDERS) if holds_results(Path(here)) else set()
+            left_out.results += [str(Path(here, name)) for name in sorted(written)]
+            folders[:] = sorted(name for name in folders if name not in written and not _is_hidden(Path(here, name)))
             pending += [link for name in folders if _is_link(link := Path(here, name))]
             shown = [name for name in files if not name.startswith(".")]
             images += [Path(here, name) for name in shown if _is_image_name(name)]
-            others += [name for name in shown if not _is_image_name(name)]
-    return sorted(images, key=lambda path: path.as_posix()), others
+            others = [PurePath(name) for name in shown if not _is_image_name(name)]
+            suffixes = [path.suffix.lower() or "no suffix" for path in others if path.name not in _UNSAID]
+            left_out.formats.update(suffix for suffix in suffixes if suffix not in MODEL_SUFFIXES)
+    return sorted(images, key=lambda path: path.as_posix())
 
 
 def _identity(folder: str) -> tuple[int, int] | str:
@@ -254,12 +279,15 @@ def _possible_datasets(folder: Path) -> Iterator[Path]:
     yield from sorted(child for child in folder.iterdir() if _is_folder(child))
 
 
-def _no_images(folder: Path, others: list[str]) -> InputError:
+def _no_images(folder: Path, left_out: LeftOut) -> InputError:
     looked_for = ", ".join(IMAGE_SUFFIXES)
-    if not others:
+    if left_out.results or is_result(folder):
+        return InputError(
+            f"There are no images in {folder} but those that cfa wrote.", "Give the images that they were made from."
+        )
+    if not left_out.formats:
         return InputError(f"There are no files in {folder} (looked for {looked_for}).", "Check the path.")
-    kinds = Counter(PurePath(name).suffix.lower() or "no suffix" for name in others).most_common(3)
-    seen = ", ".join(f"{count} x {kind}" for kind, count in kinds)
+    seen = ", ".join(f"{count} x {kind}" for kind, count in left_out.formats.most_common(3))
     return InputError(
         f"There are no images in {folder} (looked for {looked_for}; other files: {seen}).",
         f"Convert them to {FORMATS}, or give another folder.",

@@ -29,7 +29,7 @@ from cfa_cli.geometry import auto_size
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.scoremap import ScoreMap
-from cfa_cli.records import Bundle, Calibration, FitResult, Geometry, Progress, ProgressCallback, Source
+from cfa_cli.records import Bundle, Calibration, FitResult, Geometry, LeftOut, Progress, ProgressCallback, Source
 
 
 def fit(
@@ -49,7 +49,8 @@ def fit(
     """
     start = time.perf_counter()
     config = config or FitConfig()
-    folder, paths = _find(good)
+    left_out = LeftOut()
+    folder, paths = _find(good, left_out)
     device = choose_device(config.device)
     dtype = backbone_dtype(config.precision, device)
     backbone, backbone_info = load_backbone(config, notify)
@@ -96,6 +97,7 @@ def fit(
         losses=tuple(learned.losses),
         seconds=time.perf_counter() - start,
         warnings=tuple(fit_warnings(bundle)),
+        left_out=left_out,
     )
 
 
@@ -118,12 +120,12 @@ class _Learned:
         }
 
 
-def _find(good: str | Path | Sequence[Path]) -> tuple[Path | None, list[Path]]:
+def _find(good: str | Path | Sequence[Path], left_out: LeftOut) -> tuple[Path | None, list[Path]]:
     """Return the folder, if one was given, and the images in it, or those of the list."""
     folder = None
     if isinstance(good, str | Path):
         folder = Path(good)
-        paths = find_good_images(folder)
+        paths = find_good_images(folder, left_out)
     else:
         paths = [Path(each) for each in good]
     if len(paths) < 2:

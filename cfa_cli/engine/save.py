@@ -36,6 +36,7 @@ class SavedFit:
             "train_images": result.train_images,
             "holdout_images": result.holdout_images,
             "skipped": [{"path": path, "reason": reason} for path, reason in result.skipped],
+            "left_out": result.left_out.document(),
             "losses": result.losses,
             "warnings": result.warnings,
             **model_document(result.bundle),

@@ -11,6 +11,7 @@ import pytest
 
 from cfa_cli.data.inputs import find_good_images, find_images, find_sources
 from cfa_cli.errors import InputError
+from cfa_cli.records import LeftOut
 
 
 def plant(root: Path, *names: str) -> Path:
@@ -34,12 +35,15 @@ def test_images_are_found_below_sorted_and_without_hidden_ones(tmp_path: Path) -
     wanted = ["B.JPG", "a/2.png", "a/10.tiff", "a/b/c.WebP", "a-b/1.bmp", "ü/ö.jpeg", "z.tif", "z.jfif"]
     hidden = [".x.png", "a/._2.png", ".cache/1.png", "a/.git/1.png"]
     others = ["notes.txt", "a/scores.csv", "moving.gif", "png"]
+    left_out = LeftOut()
     everything = wanted + hidden + others
     random.Random(0).shuffle(everything)
     plant(tmp_path / "one", *everything)
     assert names(tmp_path / "one") == sorted(wanted)
     plant(tmp_path / "two", *reversed(everything))
     assert names(tmp_path / "two") == sorted(wanted)
+    find_images(tmp_path / "two", left_out)
+    assert left_out.formats == {".txt": 1, ".gif": 1, "no suffix": 1}
     assert find_images(Path("one"))[0] == Path("one/B.JPG"), "a relative folder gives relative paths"
 
 
