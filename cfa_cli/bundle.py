@@ -267,7 +267,8 @@ def _check_values(path: Path, bundle: Bundle) -> None:
     if not min(bundle.geometry.std) > 0:
         raise _damaged(path, "its input's standard deviation is not positive")
     calibration = bundle.calibration
-    if not calibration.threshold > 0 or not calibration.pixel_threshold > 0:
+    extent = calibration.pixel_threshold if calibration.extent_threshold is None else calibration.extent_threshold
+    if not calibration.threshold > 0 or not calibration.pixel_threshold > 0 or not extent > 0:
         raise _damaged(path, "its threshold is not positive")
     if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
         raise _damaged(path, "its calibration is incomplete")

@@ -60,13 +60,14 @@ class Calibration:
 
     max_fpr: float  # share of good images that may be flagged, 0..1
     threshold: float  # image score above which an image is anomalous
-    pixel_threshold: float  # map value above which a pixel is marked
+    pixel_threshold: float  # map value above which there is a region
     display_low: float  # the colour scale's ends, map values
     display_high: float
     fpr_low: float  # 90 % interval of the false-positive rate that this threshold really has
     fpr_high: float
     holdout_scores: tuple[float, ...]  # image scores, ascending
     holdout_peaks: tuple[float, ...]  # each map's maximum, ascending
+    extent_threshold: float | None = None  # map value down to which a marked region reaches; None: pixel_threshold
 
 
 @dataclass(frozen=True)

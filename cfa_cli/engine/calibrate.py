@@ -58,11 +58,15 @@ def check_max_fpr(max_fpr: float) -> None:
 def calibrate(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float) -> Calibration:
     """Calibrate a model from the scores and maps (H, W) of held-out good images.
 
-    The pixel threshold aims at the same: at most `max_fpr` of good images have any pixel over it. The colour scale
-    starts at the median pixel of good maps and has the pixel threshold in its middle, so that a good part looks good.
+    The pixel threshold aims at the same: at most `max_fpr` of good images have any pixel over it. It is too high to
+    show how far a defect reaches, as the highest of an image's pixels decides it; next to a pixel over it, the question
+    is about each pixel by itself. So the extent threshold is the value that `max_fpr` of good images' pixels lie over.
+    The colour scale starts at the median pixel of good maps and has the pixel threshold in its middle, so that a good
+    part looks good.
     """
     peaks = [float(m.max()) for m in maps]
     image, pixel = choose_threshold(scores, max_fpr), choose_threshold(peaks, max_fpr)
+    extent = float(np.quantile(np.concatenate([m.ravel() for m in maps]), 1 - max_fpr))
     low = float(np.median([np.median(m) for m in maps]))
     return Calibration(
         max_fpr=max_fpr,
@@ -74,14 +78,17 @@ def calibrate(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: floa
         fpr_high=image.fpr_high,
         holdout_scores=tuple(sorted(scores)),
         holdout_peaks=tuple(sorted(peaks)),
+        extent_threshold=min(max(extent, float(np.finfo(np.float32).tiny)), pixel.value),
     )
 
 
 def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshold: float | None = None) -> Calibration:
     """Return the calibration for another `max_fpr` (from the kept held-out scores) or a fixed image `threshold`.
 
-    A fixed threshold moves the pixel threshold in proportion. The colour scale stays: it is the model's.
+    A fixed threshold moves the pixel and the extent threshold in proportion; another rate leaves the extent threshold,
+    as the pixels of held-out maps are not kept. The colour scale stays: it is the model's.
     """
+    extent = calibration.extent_threshold
     if threshold is not None:
         if not (math.isfinite(threshold) and threshold > 0):
             raise UsageError(f"--threshold {threshold} is not a positive number.", "`cfa info` shows the model's own.")
@@ -93,6 +100,7 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
             max_fpr=1 - under / n,
             threshold=threshold,
             pixel_threshold=calibration.pixel_threshold * threshold / calibration.threshold,
+            extent_threshold=None if extent is None else extent * threshold / calibration.threshold,
             fpr_low=low,
             fpr_high=high,
         )
@@ -105,6 +113,7 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
         max_fpr=max_fpr,
         threshold=image.value,
         pixel_threshold=pixel_threshold,
+        extent_threshold=None if extent is None else min(extent, pixel_threshold),
         fpr_low=image.fpr_low,
         fpr_high=image.fpr_high,
     )

@@ -7,11 +7,14 @@ photograph.
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Calibration, Prediction
+from cfa_cli.results.regions import mark
 
 CONTOUR = (0, 229, 255)  # cyan: the one strong hue that the colour map does not have
 ANOMALOUS = (255, 106, 84)
@@ -21,9 +24,12 @@ MIN_SIDE_FOR_LEGEND = 160  # px; on smaller images a legible legend would hide t
 
 # Inferno is perceptually uniform and stays distinguishable for colour-blind readers and in grey prints.
 COLOURS: np.ndarray = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[..., ::-1].copy()
-_OPACITY = 0.6 * np.clip((np.arange(256) / 255 - 0.2) / 0.8, 0, 1)[:, None, None] ** 0.8
-_TINT = np.rint(COLOURS * _OPACITY).astype(np.uint8)
-_KEEP = np.repeat(np.rint(255 * (1 - _OPACITY)), 3, axis=2).astype(np.uint8)
+# A pixel of value v becomes v * keep + tint. On light parts the colour has the opacity _ON_LIGHT; on dark parts, where
+# it would be too dark to be seen, _ON_DARK: 1 - v / 255 times the difference is added, which keeps the formula's form.
+_RAMP = np.clip((np.arange(256) / 255 - 0.2) / 0.8, 0, 1)[:, None, None]  # nothing at the scale's lower end
+_ON_LIGHT, _ON_DARK = 0.6 * _RAMP**0.8, 0.68 * _RAMP**0.25
+_TINT = np.rint(COLOURS * _ON_DARK).astype(np.uint8)
+_KEEP = np.rint(255 * (1 - _ON_LIGHT) - COLOURS * (_ON_DARK - _ON_LIGHT)).astype(np.uint8)
 
 
 def scale_map(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -41,32 +47,30 @@ def to_8_bit(image: np.ndarray) -> np.ndarray:
     return image if image.dtype != np.uint16 else np.asarray(cv2.convertScaleAbs(image, alpha=1 / 257))
 
 
-def draw_mask(score_map: np.ndarray, pixel_threshold: float) -> np.ndarray:
-    """Mark what lies over the pixel threshold: (h, w) uint8, 255 there, 0 elsewhere."""
-    return np.multiply(score_map > pixel_threshold, np.uint8(255))
-
-
 def draw_heatmap(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Paint a score map alone: (h, w, 3) uint8 RGB."""
     return np.asarray(cv2.applyColorMap(scale_map(score_map, calibration), COLOURS))
 
 
-def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Paint a map (h, w) over its image (h, w, 3), with the contour of the regions over the pixel threshold.
+def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration, mask: np.ndarray) -> np.ndarray:
+    """Paint a map (h, w) over its image (h, w, 3), with the contour of its regions, `mask` (h, w) uint8.
 
     Returns (h, w, 3) uint8 RGB.
     """
     scaled = scale_map(score_map, calibration)
     picture = cv2.multiply(to_8_bit(image), cv2.applyColorMap(scaled, _KEEP), scale=1 / 255)
     picture = cv2.add(picture, cv2.applyColorMap(scaled, _TINT))
-    mask = draw_mask(score_map, calibration.pixel_threshold)
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if contours:
-        line = max(1, round(np.sqrt(mask.size) / 350))
+        line = _line_width(mask)
         if line > 1:  # a dark rim keeps the line visible on light parts; on a small image it would hide too much
             cv2.drawContours(picture, contours, -1, (0, 0, 0), 2 * line, cv2.LINE_AA)
         cv2.drawContours(picture, contours, -1, CONTOUR, line, cv2.LINE_AA)
     return np.asarray(picture)
+
+
+def _line_width(mask: np.ndarray) -> int:
+    return max(1, round(math.sqrt(mask.size) / 350))
 
 
 def draw_overlay(
@@ -74,14 +78,18 @@ def draw_overlay(
 ) -> np.ndarray:
     """Draw what an inspector wants to see: the photograph, what is unusual in it, the verdict and the colour scale.
 
+    The verdict and the scale stand in a corner, unless all four have something marked: then they are left out.
     `image` (h, w, 3) RGB uint8 or uint16, `score_map` (h, w) float32 of the same size. Returns (h, w, 3) uint8 RGB.
     """
-    picture = blend(image, score_map, calibration)
+    mask = mark(score_map, calibration)
+    picture = blend(image, score_map, calibration, mask)
     if min(picture.shape[:2]) >= MIN_SIDE_FOR_LEGEND and prediction.score is not None:
         legend = _legend(prediction, calibration, picture.shape[:2])
-        top, left = _quietest_corner(score_map, legend.shape[:2], calibration.pixel_threshold)
-        place = picture[top : top + legend.shape[0], left : left + legend.shape[1]]
-        cv2.addWeighted(legend, 0.85, place, 0.15, 0, dst=place)
+        corner = _free_corner(mask, legend.shape[:2])
+        if corner is not None:
+            top, left = corner
+            place = picture[top : top + legend.shape[0], left : left + legend.shape[1]]
+            cv2.addWeighted(legend, 0.85, place, 0.15, 0, dst=place)
     return picture
 
 
@@ -94,9 +102,10 @@ def draw_thumbnail(image: np.ndarray, score_map: np.ndarray | None, bundle: Bund
     factor = min(1.0, side / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     small = np.asarray(cv2.resize(to_8_bit(image), size[::-1], interpolation=cv2.INTER_AREA))
-    return (
-        small if score_map is None else blend(small, resize_map(score_map, bundle.geometry, size), bundle.calibration)
-    )
+    if score_map is None:
+        return small
+    small_map = resize_map(score_map, bundle.geometry, size)
+    return blend(small, small_map, bundle.calibration, mark(small_map, bundle.calibration))
 
 
 def _legend(prediction: Prediction, calibration: Calibration, size: tuple[int, int]) -> np.ndarray:
@@ -137,9 +146,13 @@ def _legend(prediction: Prediction, calibration: Calibration, size: tuple[int, i
     )
 
 
-def _quietest_corner(score_map: np.ndarray, size: tuple[int, int], pixel_threshold: float) -> tuple[int, int]:
-    """Top left px of the first corner where a legend of this size hides nothing marked, else of the quietest."""
-    (height, width), (tall, wide) = score_map.shape, size
-    corners = [(top, left) for left in (0, width - wide) for top in (height - tall, 0)]
-    peaks = [float(score_map[top : top + tall, left : left + wide].max()) for top, left in corners]
-    return corners[min(range(4), key=lambda index: max(peaks[index], pixel_threshold))]
+def _free_corner(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Top left px of the first corner where a legend of this size hides nothing of a marked region or its contour."""
+    (height, width), (tall, wide) = mask.shape, size
+    rim = 2 * _line_width(mask)
+    for left in (0, width - wide):
+        for top in (height - tall, 0):
+            rows = slice(max(0, top - rim), top + tall + rim)
+            if not mask[rows, max(0, left - rim) : left + wide + rim].any():
+                return top, left
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+import math
 import os
 import shlex
 import subprocess
@@ -51,7 +52,6 @@ def write_report(
         "rows": [_row_data(row, folder, out, defect) for row, defect in zip(rows, truth, strict=True)],
         "threshold": calibration.threshold,
         "holdout": calibration.holdout_scores,
-        "pixel": _fraction(calibration.pixel_threshold, calibration.display_low, calibration.display_high),
         "saved": settings["save"],
         "command": _shell(_without_replaced(command)),
         "labelled": any(defect is not None for defect in truth),
@@ -231,9 +231,11 @@ def _polyline(values: Sequence[float]) -> dict[str, Any]:
 def _histogram(scores: Sequence[float], threshold: float) -> dict[str, Any]:
     """Bars of the held-out scores in a box of 600 x 160, and the threshold's place in it."""
     low, high = min([*scores, threshold]), max([*scores, threshold])
-    margin = (high - low) * 0.05 or 1.0
-    low, high = low - margin, high + margin
-    counts, edges = np.histogram(scores, bins=min(40, max(8, len(scores))), range=(low, high))
+    step = (high - low) / min(40, max(8, len(scores))) or abs(threshold) or 1.0
+    # The threshold is an edge of two bins, and each bin holds its upper edge: a score that is the threshold is good.
+    below, above = math.ceil((threshold - low) / step) + 1, math.ceil((high - threshold) / step) + 1
+    edges = threshold + step * np.arange(-below, above + 1)
+    counts = np.bincount(np.searchsorted(edges, scores, side="left") - 1, minlength=len(edges) - 1)
     width = 600 / len(counts)
     peak = max(1, counts.max())
     bars = [
@@ -241,4 +243,5 @@ def _histogram(scores: Sequence[float], threshold: float) -> dict[str, Any]:
         for i, count in enumerate(counts)
         if count
     ]
-    return {"bars": bars, "threshold": 600 * _fraction(threshold, low, high), "low": low, "high": high}
+    low, high = float(edges[0]), float(edges[-1])
+    return {"bars": bars, "threshold": below * width, "low": low, "high": high}

@@ -57,6 +57,7 @@ class ScoreTable:
         self.rows: list[Row] = []  # of the run taken up; without those that failed, which are to be tried again
         self._failed: set[str] = set()
         self._superseded = False  # whether a failed image has a later row
+        self._folder = Path.cwd()  # where relative paths start
         self._end = 0  # bytes of scores.csv
         if holds_run(out):
             if not resume:
@@ -66,7 +67,7 @@ class ScoreTable:
                 )
             self._take_up(list(save), models)
         if self._end == 0:
-            settings = {"format": _FORMAT, "folder": str(Path.cwd()), "save": list(save), "model": models[0]}
+            settings = {"format": _FORMAT, "folder": str(self._folder), "save": list(save), "model": models[0]}
             _write(out, _Run(settings, [], []))
             self._end = len(_HEADER)
         self._files: list[io.FileIO] = []
@@ -76,7 +77,8 @@ class ScoreTable:
 
     def append(self, prediction: Prediction, name: str) -> None:
         """Append a row; `name` is that of its files. Raises InputError where it cannot be written."""
-        path, line = str(prediction.source.path), _csv_line(_fields(prediction))
+        path = self._path(prediction.source.path)
+        line = _csv_line(_fields(prediction, path))
         size = None if prediction.image is None else prediction.image.shape[:2]
         end, failed = self._end + len(line), prediction.error is not None
         entry = {"path": path, "name": name, "size": size, "failed": failed, "end": end}
@@ -88,9 +90,10 @@ class ScoreTable:
                 if file.write(text) != len(text):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._end = end
-        self._superseded |= absolute(path) in self._failed
+        identity = absolute(self._folder / path)
+        self._superseded |= identity in self._failed
         if failed:
-            self._failed.add(absolute(path))
+            self._failed.add(identity)
 
     def close(self) -> None:
         """Close the files, and give each image that was tried again one row, in the place of its first."""
@@ -98,6 +101,15 @@ class ScoreTable:
             file.close()
         if self._superseded:
             _write(self._out, _read(self._out))
+
+    def _path(self, path: Path) -> str:
+        """As it was given; where the run was started in another folder, so that it still starts there."""
+        if path.is_absolute() or self._folder == Path.cwd():
+            return str(path)
+        try:
+            return os.path.relpath(path, self._folder)
+        except ValueError:  # another drive of Windows
+            return absolute(path)
 
     def _take_up(self, save: list[str], models: Sequence[str]) -> None:
         """Keep the rows that are whole; what was half written is cut off."""
@@ -115,7 +127,8 @@ class ScoreTable:
                 )
         run = _write(self._out, run)
         self._end = len(_HEADER) + sum(map(len, run.lines))
-        rows = [replace(row, path=Path(earlier["folder"], row.path)) for row in run.rows]
+        self._folder = Path(earlier["folder"])
+        rows = [replace(row, path=self._folder / row.path) for row in run.rows]
         self.rows = [row for row in rows if row.error is None]
         self._failed = {absolute(row.path) for row in rows if row.error is not None}
 
@@ -270,7 +283,7 @@ def _row(entry: dict[str, Any], fields: dict[str, str]) -> Row:
     )
 
 
-def _fields(prediction: Prediction) -> list[str]:
+def _fields(prediction: Prediction, path: str) -> list[str]:
     """The row's text. 9 significant digits give every float32 back."""
 
     def text(value: float | None, form: str = ".9g") -> str:
@@ -280,7 +293,7 @@ def _fields(prediction: Prediction) -> list[str]:
     if normalized == "1" and prediction.normalized is not None:  # a score may be any number of times the threshold
         normalized = repr(min(prediction.normalized, math.nextafter(1, 0)))
     return [
-        _safe(str(prediction.source.path)),
+        _safe(path),
         text(prediction.score),
         normalized,
         text(prediction.threshold),

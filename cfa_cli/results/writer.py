@@ -3,6 +3,7 @@
 OUT/scores.csv             a row an image, in input order, as they are computed
 OUT/overlays/NAME.png      OUT/maps/NAME.tiff      OUT/masks/NAME.png      OUT/heatmaps/NAME.png
 OUT/report/NAME.jpg, .png  the report's small overlay, and the map on the colour scale as grey values
+OUT/report/NAME.mask.png   the report's small mask
 OUT/run.jsonl              what --resume and the report need, see `results.scores`
 """
 
@@ -35,12 +36,12 @@ from cfa_cli.results.folder import locked
 from cfa_cli.results.names import FileNames
 from cfa_cli.results.overlays import (
     draw_heatmap,
-    draw_mask,
     draw_overlay,
     draw_thumbnail,
     scale_map,
     to_8_bit,
 )
+from cfa_cli.results.regions import mark
 from cfa_cli.results.scores import Row, ScoreTable, absolute, holds_run, read_run
 
 KINDS = {  # of --save: folder and suffix
@@ -50,11 +51,16 @@ KINDS = {  # of --save: folder and suffix
     "heatmap": ("heatmaps", ".png"),
 }
 REPORT_FOLDER = "report"
-THUMBNAIL, REPORT_MAP, REPORT_IMAGE = ".jpg", ".png", ".full.jpg"  # suffixes in the report's folder
+THUMBNAIL, REPORT_MAP, REPORT_MASK, REPORT_IMAGE = (
+    ".jpg",
+    ".png",
+    ".mask.png",
+    ".full.jpg",
+)  # suffixes in the report's folder
 JPEG_SIDE = 65_500  # px, the most that the format holds
 SHOWN_BY_BROWSERS = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp")  # others get a REPORT_IMAGE
 
-_FILES = (*KINDS.values(), *((REPORT_FOLDER, suffix) for suffix in (THUMBNAIL, REPORT_MAP, REPORT_IMAGE)))
+_FILES = (*KINDS.values(), *((REPORT_FOLDER, suffix) for suffix in (THUMBNAIL, REPORT_MAP, REPORT_MASK, REPORT_IMAGE)))
 _TEMPORARY = re.compile(r"\..*-[a-z0-9_]{8}\.(png|tiff|jpg|csv|jsonl|html)", re.DOTALL)  # see cfa_cli.atomic
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_BYTES_PENDING = 100_000_000  # of images under way: one of 33 megapixels, whose drawing takes some times as much
@@ -198,7 +204,7 @@ class ResultWriter:
         draw: dict[str, Callable[[], np.ndarray]] = {
             "overlay": lambda: draw_overlay(image, score_map, prediction, calibration),
             "map": lambda: score_map,
-            "mask": lambda: draw_mask(score_map, calibration.pixel_threshold),
+            "mask": lambda: mark(score_map, calibration),
             "heatmap": lambda: draw_heatmap(score_map, calibration),
         }
         for kind in self._save:
@@ -210,6 +216,7 @@ class ResultWriter:
         write_picture(report / f"{name}{THUMBNAIL}", small)
         small_map = resize_map(prediction.map, geometry, (small.shape[0], small.shape[1]))
         write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))
+        write_picture(report / f"{name}{REPORT_MASK}", mark(small_map, calibration))
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
             shown = to_8_bit(image) if max(size) <= JPEG_SIDE else draw_thumbnail(image, None, self._bundle, JPEG_SIDE)
             write_picture(report / f"{name}{REPORT_IMAGE}", shown)

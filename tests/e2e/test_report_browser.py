@@ -224,7 +224,8 @@ def test_keys_move_through_the_gallery_and_the_pictures(small, open_page):
     assert shown("report")
     assert "heat" in picture.evaluate("(image) => getComputedStyle(image).filter")
     page.keyboard.press("4")
-    assert "over" in picture.evaluate("(image) => getComputedStyle(image).filter")
+    assert shown("report")
+    assert picture.get_attribute("src").endswith(".mask.png")
     assert viewer.locator("[aria-checked=true]").inner_text() == "4 Mask"
     page.keyboard.press("ArrowRight")
     assert "bent/1.png" in page.locator("#viewer-name").inner_text()
@@ -343,3 +344,16 @@ def test_everything_that_can_be_used_has_a_name(small, open_page):
     tile = page.get_by_role("button", name="bent/1.png, anomalous, score 2", exact=True)
     assert tile.count() == 1
     assert page.get_by_role("listitem").first.get_attribute("aria-setsize") == "7"
+
+
+def test_no_bar_stands_on_both_sides_of_the_threshold(small, open_page):
+    page = open_page(small)
+    for value in ("1.5", "1.6", "0.9", "2.5", "0.1", "1.23"):
+        page.locator("#threshold").fill(value)
+        line = float(page.locator("#histogram .threshold").get_attribute("x1"))
+        for kind, expected in (("good", "#count-good"), ("anomalous", "#count-anomalous")):
+            bars = page.locator(f"#histogram rect.{kind}").all()
+            assert sum(int(bar.get_attribute("data-count")) for bar in bars) == int(page.locator(expected).inner_text())
+            for bar in bars:
+                x, width = (float(bar.get_attribute(name)) for name in ("x", "width"))
+                assert x + width <= line + 1e-6 if kind == "good" else x >= line - 1e-6

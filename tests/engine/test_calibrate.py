@@ -69,6 +69,7 @@ def test_a_calibration_by_hand():
     assert found.holdout_scores == (0.1, 0.2, 0.3)
     assert found.holdout_peaks == (10, 20, 30)
     assert (found.threshold, found.pixel_threshold) == (0.2, 20)  # the 2nd of 3: each gap holds a quarter
+    assert found.extent_threshold == 2  # of 3 x 35 pixels, a half: 34 times 1, 34 times 2, 34 times 3, and the maxima
     assert (found.display_low, found.display_high) == (2, 38)  # the middle is the pixel threshold
     assert found.max_fpr == 0.5
     assert 0 < found.fpr_low < 0.5 < found.fpr_high < 1
@@ -91,6 +92,23 @@ def test_another_rate_is_what_calibrating_with_it_gives():
     # One colour scale for all images of a model, whatever the threshold.
     assert (again.display_low, again.display_high) == (first.display_low, first.display_high)
     assert recalibrate(first) == first
+
+
+@pytest.mark.parametrize("max_fpr", [0.02, 0.05, 0.3])
+def test_the_rate_holds_for_images_and_for_pixels(max_fpr):
+    """At most this share of good images has a region, and about this share of good pixels lies over the extent's."""
+    rng = np.random.default_rng(3)
+    maps = [rng.gamma(4, size=(32, 32)).astype(np.float32) for _ in range(100)]
+    found = calibrate([float(m.max()) for m in maps], maps, max_fpr)
+    assert np.mean([(m > found.pixel_threshold).any() for m in maps]) <= max_fpr
+    new = rng.gamma(4, size=(100, 32, 32))
+    assert np.mean(new > found.extent_threshold) == pytest.approx(max_fpr, rel=0.05)
+    assert found.extent_threshold < found.pixel_threshold
+    again = recalibrate(found, threshold=2 * found.threshold)
+    assert again.extent_threshold == 2 * found.extent_threshold
+    for rate in (0.001, 0.9):
+        again = recalibrate(found, max_fpr=rate)
+        assert again.extent_threshold == min(found.extent_threshold, again.pixel_threshold)
 
 
 def test_a_fixed_threshold():

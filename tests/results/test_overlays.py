@@ -1,19 +1,22 @@
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Geometry, Prediction, Source
 from cfa_cli.results.overlays import (
     CONTOUR,
+    blend,
     draw_heatmap,
-    draw_mask,
     draw_overlay,
     draw_thumbnail,
     to_8_bit,
 )
+from cfa_cli.results.regions import mark
 from tests.results.runs import CALIBRATION, make_bundle, make_prediction
 
 LOW, MIDDLE, HIGH = CALIBRATION.display_low, CALIBRATION.pixel_threshold, CALIBRATION.display_high
@@ -69,11 +72,39 @@ def test_the_colour_scale_is_the_models_and_grows_lighter_all_the_way():
         assert (draw_heatmap(np.full((2, 2), value, np.float32), CALIBRATION) == colours[0, place]).all()
 
 
-def test_a_mask_is_what_lies_over_the_threshold():
+def test_without_an_extent_threshold_a_mask_is_what_lies_over_the_pixel_threshold():
     over = np.nextafter(np.float32(MIDDLE), np.float32(2))
-    mask = draw_mask(np.array([[0, MIDDLE, over]], np.float32), MIDDLE)
+    mask = mark(np.array([[0, MIDDLE, over]], np.float32), CALIBRATION)
     assert mask.dtype == np.uint8
     assert mask.tolist() == [[0, 0, 255]]
+
+
+def test_a_region_reaches_down_to_the_extent_threshold():
+    calibration = replace(CALIBRATION, extent_threshold=0.6)
+    score_map = cv2.GaussianBlur(np.random.default_rng(0).random((200, 300), np.float32), None, 3)
+    score_map = 0.2 + (score_map - score_map.min()) / np.ptp(score_map)
+    labels, _ = ndimage.label(score_map > 0.6, np.ones((3, 3)))
+    with_core = np.setdiff1d(np.unique(labels[score_map > MIDDLE]), [0])
+    expected = np.isin(labels, with_core)
+    assert 0 < (score_map > MIDDLE).sum() < expected.sum() < (score_map > 0.6).sum()
+    np.testing.assert_array_equal(mark(score_map, calibration) > 0, expected)
+    assert not mark(np.minimum(score_map, np.float32(MIDDLE)), calibration).any()  # no core: no region
+
+
+def test_heat_is_seen_on_black_and_on_white():
+    """Lightness (L* of CIELAB, 0..100) of the heat at and over the threshold differs from the photograph's."""
+    ramp = np.tile(np.linspace(LOW, HIGH, 200, dtype=np.float32), (20, 1))
+    none = np.zeros(ramp.shape, np.uint8)
+
+    def lab(value):
+        picture = blend(np.full((20, 200, 3), value, np.uint8), ramp, CALIBRATION, none)
+        return cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[10]
+
+    for value in (0, 20, 128, 255):
+        shown = lab(value)
+        distance = np.linalg.norm(shown - shown[0], axis=1)
+        assert (distance[100:] > 20).all(), value  # ten times a difference that is just seen
+        assert distance[:38].max() < 1  # the lowest fifth of the scale leaves the photograph as it is
 
 
 def legend_of(overlay, plain):
@@ -119,6 +150,15 @@ def test_the_legend_hides_no_defect(corner):
     assert (overlay != photograph).any(axis=2).sum() > 40 * 40 + 1000  # there is a legend elsewhere
 
 
+def test_without_a_free_corner_there_is_no_legend():
+    photograph = np.full((300, 400, 3), 128, np.uint8)
+    score_map = np.full((300, 400), LOW, np.float32)
+    for y, x in ((0, 0), (0, 360), (260, 0), (260, 360)):
+        score_map[y : y + 40, x : x + 40] = HIGH
+    overlay = draw_overlay(photograph, score_map, prediction(2.0), CALIBRATION)
+    np.testing.assert_array_equal(overlay, blend(photograph, score_map, CALIBRATION, mark(score_map, CALIBRATION)))
+
+
 def test_opacity_rises_with_the_score_and_regions_are_outlined():
     levels = np.linspace(LOW, HIGH, 40, dtype=np.float32)
     score_map = np.repeat(np.tile(levels, (100, 1)), 4, axis=1)
@@ -131,7 +171,7 @@ def test_opacity_rises_with_the_score_and_regions_are_outlined():
     away_from_the_contour = np.r_[0:18, 24:40]
     assert left[0] == 1
     assert (np.diff(left[away_from_the_contour]) <= 0.01).all()
-    assert 0.3 < left[-1] < 0.6
+    assert 0.3 < left[-2] < 0.6  # at the last, the contour along the border takes its share
     outlined = np.abs(dark - CONTOUR).max(axis=2) < 60  # smoothed
     first = int(np.argmax(levels > MIDDLE)) * 4
     assert outlined[10:90, first].all()

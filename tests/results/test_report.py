@@ -67,7 +67,6 @@ def test_rows_are_in_the_page_with_the_way_to_their_files(tmp_path):
     assert (tmp_path / "out" / "report" / "c.full.jpg").is_file()
     assert data["threshold"] == 1.5
     assert data["holdout"] == [0.9, 1.0, 1.1, 1.4, 1.6]
-    assert data["pixel"] == 0.5
     assert data["saved"] == ["overlay"]
     assert data["labelled"] is False
 
@@ -185,3 +184,27 @@ def test_fits_report_stands_odd_losses(tmp_path, losses):
     failed = replace(make_prediction(tmp_path / "a.png", 1.0), score=None, image=None, map=None, error="no")
     page = fit_report(tmp_path / "report.html", [failed], losses=losses)
     assert "nan" not in "".join(found.get("points", "") for _, found in page.elements)
+
+
+@pytest.mark.parametrize("threshold", [0.9, 1.1, 1.23, 1.6, 5.0])
+def test_no_bar_of_fits_histogram_stands_on_both_sides_of_the_threshold(tmp_path, threshold):
+    bundle = make_bundle(threshold=threshold)
+    result = FitResult(bundle, 80, 20, (), (1.0,), 12.0, ())
+    page = Page(write_fit_report(tmp_path / "report.html", result, []).read_text(encoding="utf-8"))
+    (line,) = (float(found["x1"]) for tag, found in page.elements if tag == "line")
+    bars = [(float(f["x"]), float(f["width"])) for tag, f in page.elements if tag == "rect"]
+    titles = [text for (tag, _), text in zip(page.elements, page.texts, strict=True) if tag == "title"]
+    counts = [int(text.split()[0]) for text in titles[1:]]  # the first is the page's
+    assert all(x + width <= line or x >= line for x, width in bars)
+    left = sum(count for (x, _), count in zip(bars, counts, strict=True) if x < line)
+    assert left == sum(score <= threshold for score in bundle.calibration.holdout_scores)
+    assert sum(counts) == 5
+
+
+def test_the_loss_of_one_epoch_is_a_number(tmp_path):
+    page = fit_report(tmp_path / "one.html", [], losses=(0.123456,))
+    assert "0.1235" in page.texts
+    assert "polyline" not in page.tags()
+    page = fit_report(tmp_path / "none.html", [], losses=())
+    assert "polyline" not in page.tags()
+    assert any("No epochs" in text for text in page.texts)

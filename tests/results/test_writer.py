@@ -47,8 +47,9 @@ def test_files_mirror_the_input_and_rows_keep_its_order(tmp_path):
     write(tmp_path / "maps", predictions, ALL, workers=2)
     assert files_below(tmp_path / "maps") == [
         *("heatmaps/c.png", "heatmaps/line 1/a.png", "maps/c.tiff", "maps/line 1/a.tiff", "masks/c.png"),
-        *("masks/line 1/a.png", "overlays/c.png", "overlays/line 1/a.png", "report/c.jpg", "report/c.png"),
-        *("report/line 1/a.jpg", "report/line 1/a.png", "run.jsonl", "scores.csv"),
+        *("masks/line 1/a.png", "overlays/c.png", "overlays/line 1/a.png", "report/c.jpg", "report/c.mask.png"),
+        *("report/c.png", "report/line 1/a.jpg", "report/line 1/a.mask.png", "report/line 1/a.png", "run.jsonl"),
+        "scores.csv",
     ]
     with (tmp_path / "maps" / "scores.csv").open(newline="") as file:
         rows = list(csv.reader(file))
@@ -126,7 +127,15 @@ def test_results_are_not_overwritten_unless_asked(tmp_path):
     assert (tmp_path / "scores.csv").read_bytes() == before
     write(tmp_path, predictions[:1], frozenset({"mask"}), force=True)
     assert files_below(tmp_path) == [
-        *("maps/mine.txt", "masks/a.png", "report/a.jpg", "report/a.png", "run.jsonl", "scores.csv"),
+        *(
+            "maps/mine.txt",
+            "masks/a.png",
+            "report/a.jpg",
+            "report/a.mask.png",
+            "report/a.png",
+            "run.jsonl",
+            "scores.csv",
+        ),
     ]
     assert len(read_csv(tmp_path)) == 1
 
@@ -180,6 +189,17 @@ def test_resume_knows_images_by_their_path_wherever_it_is_called_from(tmp_path, 
     with ResultWriter(tmp_path / "out", make_bundle(), frozenset(), resume=True) as writer:
         assert writer.is_done(make_prediction(Path("../a.png"), 1.0).source)
         assert not writer.is_done(make_prediction(here, 1.0).source)
+        writer.write(make_failure(here))
+        writer.write(make_prediction(tmp_path / "sub" / "b.png", 1.0))
+    # Its relative paths start where the run was started, whatever folder it is taken up from.
+    assert [row["path"] for row in read_csv(tmp_path / "out")] == [
+        "a.png",
+        "sub/a.png",
+        str(tmp_path / "sub" / "b.png"),
+    ]
+    assert read_run(tmp_path / "out")[0]["folder"] == str(tmp_path)
+    write(tmp_path / "out", [make_prediction(here, 2.0)], resume=True)
+    assert [row["score"] for row in read_csv(tmp_path / "out")] == ["1", "2", "1"]
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,46 @@
 // The scores' histogram with the threshold, and the ROC curve.
 const BINS = 64, WIDTH = 320, HEIGHT = 104, RUG = 12;
 
-const bins = new Array(BINS).fill(0);
-for (const row of scored) bins[Math.min(BINS - 1, Math.floor(fraction(row.score) * BINS))] += 1;
-const tallest = Math.max(1, ...bins);
 const threshold = shape("line", { class: "threshold", y1: 0, y2: HEIGHT + RUG + 4 });
-const clip = shape("rect", { x: 0, y: 0, height: HEIGHT });
+const bars = shape("g", {});
 
 (function drawHistogram() {
-  // Bars stand twice, in both colours; the clip shows those of anomalous images right of the threshold alone.
-  const svg = byId("histogram");
-  const path = shape("clipPath", { id: "over-threshold" });
-  path.append(clip);
-  const below = shape("g", { class: "good" });
-  const above = shape("g", { class: "anomalous", "clip-path": "url(#over-threshold)" });
-  bins.forEach((count, bin) => {
-    if (!count) return;
-    // Square roots: one image must remain visible beside a thousand.
-    const height = Math.max(2, HEIGHT * Math.sqrt(count / tallest));
-    const bar = { x: (bin * WIDTH) / BINS, width: WIDTH / BINS - 0.6, y: HEIGHT - height, height };
-    below.append(shape("rect", bar));
-    above.append(shape("rect", bar));
-  });
   const rug = data.holdout.map((score) => {
     const x = fraction(score) * WIDTH;
     return shape("line", { class: "holdout", x1: x, x2: x, y1: HEIGHT + 4, y2: HEIGHT + 4 + RUG });
   });
   const x = fraction(data.threshold) * WIDTH;
   const calibrated = shape("line", { class: "calibrated", x1: x, x2: x, y1: 0, y2: HEIGHT });
-  svg.append(path, below, above, ...rug, calibrated, threshold);
+  byId("histogram").append(bars, ...rug, calibrated, threshold);
   byId("axis-low").textContent = short(range.low);
   byId("axis-high").textContent = short(range.high);
 })();
 
+// The threshold is an edge of two bins, so that no bar stands for good and for anomalous images.
+function drawBars() {
+  const width = WIDTH / BINS, at = fraction(state.threshold) * WIDTH, counts = new Map();
+  for (const row of scored) {
+    // A score that is the threshold is good: each bin holds its upper edge.
+    const bin = Math.ceil(((row.score - state.threshold) / (range.high - range.low)) * BINS) - 1;
+    counts.set(bin, (counts.get(bin) ?? 0) + 1);
+  }
+  const tallest = Math.max(1, ...counts.values());
+  bars.replaceChildren(...[...counts].map(([bin, count]) => {
+    // Square roots: one image must remain visible beside a thousand.
+    const height = Math.max(2, HEIGHT * Math.sqrt(count / tallest));
+    const left = Math.max(0, at + bin * width), right = Math.min(WIDTH, at + (bin + 1) * width);
+    return shape("rect", {
+      class: bin < 0 ? "good" : "anomalous", "data-count": count,
+      x: left, width: Math.max(0, right - left - 0.6), y: HEIGHT - height, height,
+    });
+  }));
+}
+
 function updateHistogram(anomalous) {
+  drawBars();
   const x = fraction(state.threshold) * WIDTH;
   threshold.setAttribute("x1", x);
   threshold.setAttribute("x2", x);
-  clip.setAttribute("x", x);
-  clip.setAttribute("width", Math.max(0, WIDTH - x));
   byId("histogram").setAttribute(
     "aria-label",
     `Histogram of ${scored.length} scores from ${short(range.low)} to ${short(range.high)}; ` +

@@ -3,20 +3,13 @@ const viewer = byId("viewer"), picture = byId("picture"), canvas = byId("canvas"
 const MAX_ENLARGEMENT = 4;
 let opened = 0, view = "overlay", fullSize = false;
 
-// The mask is the grey map cut at the pixel threshold; a steep line is a step without jagged edges.
-for (const channel of byId("over").querySelectorAll("feFuncR, feFuncG, feFuncB")) {
-  channel.setAttribute("type", "linear");
-  channel.setAttribute("slope", 60);
-  channel.setAttribute("intercept", -60 * data.pixel);
-}
-
 function source(row) {
   const saved = (kind) => data.saved.includes(kind);
   const grey = fileUrl("report", row.name, ".png");
   if (view === "image") return { url: row.url };
   if (view === "overlay") return { url: saved("overlay") ? fileUrl("overlays", row.name, ".png") : thumbnailUrl(row) };
   if (view === "heatmap") return saved("heatmap") ? { url: fileUrl("heatmaps", row.name, ".png") } : { url: grey, filter: "url(#heat)" };
-  return saved("mask") ? { url: fileUrl("masks", row.name, ".png") } : { url: grey, filter: "url(#over)" };
+  return saved("mask") ? { url: fileUrl("masks", row.name, ".png") } : { url: fileUrl("report", row.name, ".mask.png") };
 }
 
 function openViewer(place) {
