@@ -25,6 +25,7 @@ _PLAIN_WORDS = [  # for those of the parser's validation
     (r"Value error, ", ""),
     (r"Input should be a valid integer.*", "it takes a whole number"),
     (r"Input should be a valid number.*", "it takes a number"),
+    (r"Input should be greater than or equal to", "it takes at least"),
     (r"Input should be", "it should be"),
     (r"unexpected extra argument\(s\)", "an argument too many"),
 ]

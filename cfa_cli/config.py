@@ -6,6 +6,7 @@ A `FitConfig` is checked when it is made, from Python as from the terminal, whos
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(FitConfig, include_extras=True).items():
             object.__setattr__(self, name, checked(name, kind, getattr(self, name)))
+        check_device_name(self.device)
         if self.layers is not None and not self.layers:
             raise UsageError("layers names no layer.", "Write for example --layers 4,8,16.")
         if self.crop is not None:
@@ -100,6 +102,12 @@ class FitConfig:
                 raise UsageError("crop needs a fixed size.", paper)
             if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
                 raise UsageError("crop is larger than size.", paper)
+
+
+def check_device_name(name: str) -> None:
+    """Raise UsageError unless `name` is auto, cpu, cuda, cuda:N or mps; whether it is there is not looked at."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", name):
+        raise UsageError(f"There is no device called '{name}'.", "Use --device auto, cpu, cuda, cuda:N or mps.")
 
 
 def checked(name: str, kind: Any, value: Any) -> Any:

@@ -20,6 +20,7 @@ ExportFormat = Literal["onnx", "openvino", "torch"]
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 RESULT_FOLDERS = ("heatmaps", "maps", "masks", "overlays", "report")  # what predict and benchmark write images to
+FORMATS = "PNG, JPEG, BMP, TIFF, WebP, PGM or PPM"  # what the suffixes stand for
 MAX_PIXELS = 200.0  # megapixels of an image, unless told otherwise: line-scan cameras reach 100
 BUNDLE_SUFFIX = ".safetensors"
 EXPORT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}

@@ -68,7 +68,8 @@ def benchmark(
         typer.Option(metavar="N", help="Several are allowed: mean and spread are shown.", show_default="0"),
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", metavar="N", help="Categories at a time; several GPUs are taken in turn.")
+        int,
+        typer.Option("--jobs", "-j", min=1, metavar="N", help="Categories at a time, on all GPUs in turn."),
     ] = 1,
     config: FitConfig = FitConfig(),
     threshold_report: Annotated[
@@ -93,8 +94,12 @@ def benchmark(
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
         from cfa_cli.data.datasets import open_dataset
+        from cfa_cli.weights.loading import check_spec
 
-        data = open_dataset(dataset, data_root, category or ())  # a mistake is said before torch is imported
+        # Mistakes are said before torch is imported.
+        data = open_dataset(dataset, data_root, category or ())
+        for name in backbone or [config.backbone]:
+            check_spec(config.weights, name)
         from cfa_cli.engine.benchmark import benchmark as run_benchmark
         from cfa_cli.engine.results import document
 

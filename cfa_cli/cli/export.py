@@ -49,6 +49,9 @@ def export(
 
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
+        from cfa_cli.bundle import check_there
+
+        check_there(model)  # before torch is imported, which takes seconds
         from cfa_cli.engine.export import ExportOptions
         from cfa_cli.engine.export import export as run_export
 

@@ -46,7 +46,7 @@ def fit(
     page = out.with_suffix(".html") if report else None
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
-        _check(good_dir, out, page, force)
+        _check(good_dir, out, page, force, config)
         from cfa_cli.engine.fit import fit as run_fit
         from cfa_cli.engine.save import save_fit
 
@@ -63,12 +63,14 @@ def fit(
     return ExitCode.PARTIAL if result.skipped else ExitCode.DONE
 
 
-def _check(good_dir: Path, out: Path, page: Path | None, force: bool) -> None:
-    """Say what is wrong with the paths before torch is imported, which takes seconds."""
+def _check(good_dir: Path, out: Path, page: Path | None, force: bool, config: FitConfig) -> None:
+    """Say what is wrong with the paths and weights before torch is imported, which takes seconds."""
     from cfa_cli.bundle import check_free
     from cfa_cli.data.inputs import find_good_images
+    from cfa_cli.weights.loading import check_spec
 
     find_good_images(good_dir)
+    check_spec(config.weights, config.backbone)
     for file in filter(None, (out, page)):
         check_free(file, force)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from cfa_cli.errors import ImageError, InputError, UsageError
@@ -100,6 +99,8 @@ def read_mask(path: Path) -> np.ndarray:
 
     Raises ImageError if it is no image.
     """
+    import cv2  # here, so that a mistyped data set is said without it
+
     try:
         values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except (OSError, cv2.error) as error:

@@ -15,9 +15,8 @@ from cfa_cli.data import png
 from cfa_cli.data.files import read_file
 from cfa_cli.data.headers import Header, read_header
 from cfa_cli.errors import ImageError
-from cfa_cli.records import MAX_PIXELS, MODEL_SUFFIXES
+from cfa_cli.records import FORMATS, MAX_PIXELS, MODEL_SUFFIXES
 
-FORMATS = "PNG, JPEG, BMP, TIFF, WebP, PGM or PPM"
 MIN_SIDE = 32  # px
 MAX_CHANNELS = 4
 FULL_SCALES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # values as cameras store them are kept

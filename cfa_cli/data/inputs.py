@@ -16,10 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from cfa_cli.data.images import FORMATS
 from cfa_cli.data.own_output import holds_results, is_result
 from cfa_cli.errors import InputError
-from cfa_cli.records import IMAGE_SUFFIXES, MODEL_SUFFIXES, RESULT_FOLDERS, LeftOut, Source
+from cfa_cli.records import FORMATS, IMAGE_SUFFIXES, MODEL_SUFFIXES, RESULT_FOLDERS, LeftOut, Source
 
 # What Windows leaves in any folder, and the tables and pages that cfa writes.
 _UNSAID = {"Thumbs.db", "desktop.ini", "scores.csv", "regions.csv", "run.jsonl", "report.html"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cfa_cli.config import Precision
+from cfa_cli.config import Precision, check_device_name
 from cfa_cli.errors import DeviceError, UsageError
 from cfa_cli.records import NumberType
 
@@ -13,9 +13,8 @@ def choose_device(name: str) -> torch.device:
     """Return the device for auto | cpu | cuda | cuda:N | mps. Raises DeviceError if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_device_name(name)
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
-        raise UsageError(f"There is no device called '{name}'.", "Use --device auto, cpu, cuda, cuda:N or mps.")
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),

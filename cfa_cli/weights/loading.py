@@ -48,6 +48,7 @@ def load_weights(spec: str, backbone: str, notify: Callable[[str], None] = lambd
     `notify` receives one-line notes while this works. Whether names and shapes fit the backbone is not checked here.
     Raises WeightsError.
     """
+    check_spec(spec, backbone)
     match spec:
         case "auto":
             try:
@@ -63,6 +64,26 @@ def load_weights(spec: str, backbone: str, notify: Callable[[str], None] = lambd
             return _embedded(backbone)
         case _:
             return _file(Path(spec))
+
+
+def check_spec(spec: str, backbone: str) -> None:
+    """Raise WeightsError where `spec` names weights that cannot be those of `backbone`, or no file; loads no torch."""
+    if spec == "embedded" and backbone != EMBEDDED_BACKBONE:
+        raise WeightsError(
+            f"The embedded weights are for {EMBEDDED_BACKBONE}, not for {backbone}.",
+            f"Use --backbone {EMBEDDED_BACKBONE}, --weights imagenet or --weights FILE.",
+        )
+    if spec in ("auto", "imagenet", "embedded"):
+        return
+    path = Path(spec)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder, not a weights file.", f"Name a file in it ({', '.join(_SUFFIXES)}).")
+    if not path.exists():
+        raise WeightsError(f"There is no weights file {path}.", "Use auto, imagenet, embedded or the path of a file.")
+    if not path.is_file():  # reading a pipe or a device might never end
+        raise WeightsError(f"{path} is a pipe, a socket or a device, not a file.", "Name a weights file.")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise WeightsError(f"{path} is not a kind of weights file that is read.", f"Use one of {', '.join(_SUFFIXES)}.")
 
 
 def _imagenet(backbone: str, notify: Callable[[str], None]) -> Weights:
@@ -105,11 +126,6 @@ def _on_hub(backbone: str) -> tuple[str, str]:
 
 def _embedded(backbone: str, warning: str | None = None) -> Weights:
     """The weights that come with this package."""
-    if backbone != EMBEDDED_BACKBONE:
-        raise WeightsError(
-            f"The embedded weights are for {EMBEDDED_BACKBONE}, not for {backbone}.",
-            f"Use --backbone {EMBEDDED_BACKBONE}, --weights imagenet or --weights FILE.",
-        )
     if not EMBEDDED_PATH.is_file() or hub.sha256_of(EMBEDDED_PATH) != EMBEDDED_SHA256:
         raise WeightsError(f"The embedded weights at {EMBEDDED_PATH} are missing or damaged.", "Install cfa again.")
     return _read(EMBEDDED_PATH, "embedded", warning)
@@ -117,14 +133,6 @@ def _embedded(backbone: str, warning: str | None = None) -> Weights:
 
 def _file(path: Path) -> Weights:
     """A user's own file."""
-    if path.is_dir():
-        raise WeightsError(f"{path} is a folder, not a weights file.", f"Name a file in it ({', '.join(_SUFFIXES)}).")
-    if not path.exists():
-        raise WeightsError(f"There is no weights file {path}.", "Use auto, imagenet, embedded or the path of a file.")
-    if not path.is_file():  # reading a pipe or a device might never end
-        raise WeightsError(f"{path} is a pipe, a socket or a device, not a file.", "Name a weights file.")
-    if path.suffix.lower() not in _SUFFIXES:
-        raise WeightsError(f"{path} is not a kind of weights file that is read.", f"Use one of {', '.join(_SUFFIXES)}.")
     return _read(path, f"file: {path.name}")
 
 

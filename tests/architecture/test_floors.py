@@ -1,6 +1,7 @@
 """Imports point down, and the terminal starts without the heavy libraries."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import cfa_cli
+from tests.conftest import write_part
 
 ROOT = Path(cfa_cli.__file__).parent
 FLOORS = {"errors": 0, "config": 0, "records": 0, "text": 0}
@@ -54,7 +56,7 @@ def test_files_can_be_read_in_one_sitting():
     assert not long
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"], ["predict", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["-V"], ["fit", "--help"], ["predict", "--help"]])
 def test_help_loads_no_heavy_library(arguments):
     code = (
         "import sys\nfrom cfa_cli.__main__ import run\n"
@@ -63,6 +65,53 @@ def test_help_loads_no_heavy_library(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+MISTAKES = [  # (command line, exit code)
+    ("fit nothing", 3),
+    ("fit empty", 3),
+    ("fit .", 3),
+    ("fit photos --out here.txt", 3),
+    ("fit photos --epochs many", 2),
+    ("fit photos --epochs -1", 2),
+    ("fit photos --size abc", 2),
+    ("fit photos --device abacus", 2),
+    ("fit photos --bank median", 2),
+    ("fit photos --weights nothing.pth", 5),
+    ("fit photos --weights embedded --backbone resnet34", 5),
+    ("predict nothing", 3),
+    ("predict photos --model nothing.safetensors", 4),
+    ("predict photos --sav map", 2),
+    ("predict", 2),
+    ("benchmark mvtec", 3),
+    ("benchmark mvtek", 2),
+    ("benchmark mvtec --jobs 0", 2),
+    ("info nothing", 4),
+    ("export --model nothing.safetensors", 4),
+    ("fti", 2),
+]
+
+
+def test_mistakes_are_told_without_heavy_libraries(tmp_path):
+    """So each is told at once: importing torch alone takes seconds."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "here.txt").touch()
+    for number in range(2):
+        write_part(tmp_path / "photos" / f"{number}.png", number)
+        write_part(tmp_path / "train" / "good" / f"{number}.png", number)
+    (tmp_path / "test").mkdir()
+    code = (
+        "import sys, time\nfrom cfa_cli.__main__ import run\n"
+        f"for line in {[line for line, _ in MISTAKES]!r}:\n"
+        "    start = time.process_time()\n"
+        "    code = run(line.split())\n"
+        f"    print(line, code, [name for name in {HEAVY!r} if name in sys.modules], time.process_time() - start < 0.5)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert done.stdout.splitlines() == [f"{line} {code} [] True" for line, code in MISTAKES]
 
 
 def test_public_names():

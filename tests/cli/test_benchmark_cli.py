@@ -67,7 +67,7 @@ def test_a_failed_category_is_told_and_exits_with_8(tree, tmp_path, capsys):
         (["TREE", "--category", "skrew"], 2, "Did you mean screw?"),
         (["TREE", "--weights", "nowhere.pth"], 5, "nowhere.pth"),
         (["TREE", "--epochs", "-1"], 2, "epochs"),
-        (["TREE", "--jobs", "0"], 2, "--jobs 0"),
+        (["TREE", "--jobs", "0"], 2, "'--jobs' / '-j': it takes at least 1."),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(tree, tmp_path, monkeypatch, capsys, words, code, message):
