@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cfa_cli.atomic import atomic_path
+from cfa_cli.atomic import atomic_path, atomic_paths
 from cfa_cli.errors import InputError
 
 
@@ -81,18 +81,103 @@ def test_a_file_in_the_way_of_the_folder(tmp_path):
         pass
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_kill_never_leaves_a_half_file_under_the_final_name(tmp_path):
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom cfa_cli.atomic import atomic_path\n"
-        "with atomic_path(Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_text('half'); print('writing', flush=True); sys.stdin.read()"
-    )
-    final = tmp_path / "x.txt"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(final)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+WRITER = (
+    "import sys\nfrom pathlib import Path\nfrom cfa_cli.atomic import atomic_path, scratch_folder\n"
+    "with scratch_folder(Path(sys.argv[1])), atomic_path(Path(sys.argv[1])) as temporary:\n"
+    "    temporary.write_text('half'); print('writing', flush=True); sys.stdin.read()"
+)
+
+
+@contextmanager
+def writer_of(final) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, in the middle of writing `final`."""
+    command = [sys.executable, "-c", WRITER, str(final)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"writing\n"
+        yield process
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+    final = tmp_path / "x.txt"
+    with writer_of(final) as process:
         process.send_signal(signal.SIGKILL)
-    assert not final.exists()
+    left = set(tmp_path.iterdir())
+    assert final not in left  # no half file under the final name
+    assert len(left) == 2  # a file and a folder
+    mine = {tmp_path / name for name in (".x-abcdefgh.txt", ".x-cfa-notes.txt", "x-cfa-00000000-1-abcdefgh.txt")}
+    elsewhere = tmp_path / ".x-cfa-00000000-1-abcdefgh.txt"  # another computer's
+    abandoned = tmp_path / ".x-cfa-00000000-2-abcdefgh.txt"
+    for path in (*mine, elsewhere, abandoned):
+        path.write_text("mine")
+    os.utime(abandoned, (1e9, 1e9))
+    with writer_of(tmp_path / "y.txt") as process:
+        live = set(tmp_path.iterdir()) - left - mine - {elsewhere, abandoned}
+        assert len(live) == 2
+        with atomic_path(final) as temporary:
+            temporary.write_text("whole")
+        assert set(tmp_path.iterdir()) == {final, elsewhere} | mine | live
+        assert process.stdin is not None
+        process.stdin.close()
+    assert set(tmp_path.iterdir()) == {final, elsewhere, tmp_path / "y.txt"} | mine
+
+
+def test_a_file_open_for_reading_alone_is_not_flushed(tmp_path, monkeypatch):
+    """As on Windows, where that fails."""
+    fcntl = pytest.importorskip("fcntl")
+    flushed = []
+
+    def fsync(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_path(tmp_path / "x.txt") as temporary:
+        temporary.write_text("whole")
+    assert flushed
+    assert (tmp_path / "x.txt").read_text() == "whole"
+
+
+def refuse_to_replace(monkeypatch, open_elsewhere):
+    """As on Windows while another program has the file open."""
+    replace = os.replace
+
+    def refuse(source, target, **options):
+        if str(target) == str(open_elsewhere):
+            raise PermissionError(errno.EACCES, "Access is denied", str(source), None, str(target))
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def test_a_table_open_in_a_spreadsheet_is_one_sentence(tmp_path, monkeypatch):
+    final = tmp_path / "scores.csv"
+    final.write_text("old")
+    refuse_to_replace(monkeypatch, final)
+    with pytest.raises(InputError, match=r"^Cannot replace .*scores.csv: another program has it open") as caught:  # noqa: SIM117
+        with atomic_path(final) as temporary:
+            temporary.write_text("new")
+    assert "Close it" in str(caught.value.hint)
+    assert final.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_files_that_belong_together_are_all_replaced_or_none_is(tmp_path, monkeypatch, there):
+    finals = [tmp_path / "m.bin", tmp_path / "m.xml"]
+    if there:
+        for final in finals:
+            final.write_text("old")
+    with monkeypatch.context() as patch:
+        refuse_to_replace(patch, finals[1])
+        with pytest.raises(InputError, match=r"m\.bin and .*m\.xml"), atomic_paths(*finals) as temporaries:  # noqa: PT012
+            for temporary in temporaries:
+                temporary.write_text("new")
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == (dict.fromkeys(finals, "old") if there else {})
+    with atomic_paths(*finals) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(finals, "new")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import io
 import json
 import logging
 import math
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,15 +19,16 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from cfa_cli import __version__
-from cfa_cli.atomic import atomic_path
+from cfa_cli.atomic import atomic_paths, scratch_folder
 from cfa_cli.bundle import check_free, load_bundle, to_metadata
-from cfa_cli.engine.runtimes import EXPORT_KEY, TORCH_FILE, import_extra, load_exported, prepare
+from cfa_cli.engine.runtimes import EXPORT_KEY, TORCH_FILE, WEIGHTS_KEY, import_extra, load_exported, prepare
 from cfa_cli.engine.scorer import NetworkScorer, build_network
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
-from cfa_cli.errors import CfaError, ExportError, InputError, UsageError
+from cfa_cli.errors import CfaError, ExportError, UsageError
 from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
 from cfa_cli.model.network import Network
 from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Progress, ProgressCallback
+from cfa_cli.weights.hub import sha256_of
 
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
 HALF_TOLERANCE = 1e-2
@@ -91,13 +90,13 @@ def export(
         "cfa": __version__,
         **asdict(options),
         "int8": calibration is not None,
-        "bundle_sha256": hashlib.sha256(Path(model).read_bytes()).hexdigest(),
+        "bundle_sha256": sha256_of(Path(model)),
     }
     network = build_network(bundle)
     reference = NetworkScorer(copy.deepcopy(network), bundle.geometry, "cpu", "float32")
     write = _convert(network, bundle, options, calibration)
     progress(Progress("exporting", 1, 1, unit="models"))
-    with _scratch_folder(out) as place:
+    with scratch_folder(out) as place:
         built, verified = place / "built" / out.name, place / "verified" / out.name
         metadata = to_metadata(bundle)
         _write(write, built, metadata | {EXPORT_KEY: json.dumps(description)})
@@ -116,13 +115,13 @@ def export(
         _check(found, options, int8=calibration is not None)
         # The same graph again: what was found goes into its metadata.
         _write(write, verified, metadata | {EXPORT_KEY: json.dumps(description | {"verification": asdict(found)})})
-        files = []
-        for file in sorted(verified.parent.iterdir()):  # OpenVINO's weights (.bin) before its graph (.xml)
-            files.append(out.with_suffix(file.suffix))
-            with atomic_path(files[-1]) as temporary:
+        made = sorted(verified.parent.iterdir())  # OpenVINO's weights (.bin) before its graph (.xml)
+        files = tuple(out.with_suffix(file.suffix) for file in made)
+        with atomic_paths(*files) as temporaries:
+            for file, temporary in zip(made, temporaries, strict=True):
                 shutil.copyfile(file, temporary)
     size = sum(file.stat().st_size for file in files)
-    return ExportResult(tuple(files), size, options, calibration is not None, found)
+    return ExportResult(files, size, options, calibration is not None, found)
 
 
 def check_options(options: ExportOptions, out: Path, int8: bool) -> None:
@@ -214,7 +213,9 @@ def _to_openvino(program: ExportedProgram, bundle: Bundle, options: ExportOption
         model = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), ignored_scope=scope)
 
     def write(path: Path, metadata: dict[str, str]) -> None:
-        for key, text in metadata.items():
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+        # The graph (.xml) names the weights (.bin) that belong to it: saved again, the latter are the same.
+        for key, text in {**metadata, WEIGHTS_KEY: sha256_of(path.with_suffix(".bin"))}.items():
             model.set_rt_info(text, [key])
         openvino.save_model(model, str(path), compress_to_fp16=False)
 
@@ -243,20 +244,6 @@ def _write(write: Write, path: Path, metadata: dict[str, str]) -> None:
     path.parent.mkdir()
     with _quiet():
         write(path, metadata)
-
-
-@contextlib.contextmanager
-def _scratch_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out`, removed at the end. Raises InputError if it cannot be written."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{out.stem[:40]}-", dir=out.parent, ignore_cleanup_errors=True
-        ) as folder:
-            yield Path(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"Cannot write {out}: {reason}.", "Choose another place with --out.") from error
 
 
 @contextlib.contextmanager

@@ -22,8 +22,10 @@ from cfa_cli.geometry import to_input
 from cfa_cli.model.deployed import INPUT, OUTPUTS
 from cfa_cli.model.device import choose_device
 from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Geometry
+from cfa_cli.weights.hub import sha256_of
 
 EXPORT_KEY = "cfa_export"  # of the metadata: what the export is, and how it was verified
+WEIGHTS_KEY = "cfa_weights_sha256"  # of OpenVINO's metadata: which .bin belongs to the .xml
 TORCH_FILE = "cfa.json"  # the metadata's name within a .pt2 file
 _EXTRAS = {"onnx": "onnx onnxscript onnxruntime", "openvino": "openvino", "nncf": "nncf"}
 _AGAIN = "Export it again with `cfa export`."
@@ -142,9 +144,15 @@ def _open_onnx(path: Path, device: str) -> tuple[dict[str, str], Run]:
 def _open_openvino(path: Path, device: str) -> tuple[dict[str, str], Run]:
     openvino = import_extra("openvino", "openvino")
     _require_cpu(device, "OpenVINO")
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise BundleError(f"{path} has no {weights.name} beside it, which holds its weights.", _AGAIN)
     core = openvino.Core()
     model = core.read_model(str(path))
     metadata = {key: model.get_rt_info([key]).value for key in model.get_rt_info() if key.startswith(METADATA_KEY)}
+    # Exports before 0.2 do not name their weights.
+    if WEIGHTS_KEY in metadata and metadata[WEIGHTS_KEY] != sha256_of(weights):
+        raise BundleError(f"{weights} does not belong to {path}: it is another export's.", _AGAIN)
     # By itself OpenVINO computes in bfloat16 where the processor has it.
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 

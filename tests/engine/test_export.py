@@ -175,6 +175,22 @@ def test_resize_is_antialiased_bilinear(height, width):
     np.testing.assert_allclose(found, expected[..., 12:52, 23:73], atol=1e-5)
 
 
+def test_weights_of_another_export_are_not_taken(bundle, exported, few, tmp_path):
+    """An OpenVINO graph (.xml) beside another model's weights (.bin) of the same shapes, or none."""
+    first = exported(ExportOptions("openvino", resize=True, dynamic_batch=True)).files
+    assert [file.suffix for file in first] == [".bin", ".xml"]
+    mixed = shutil.copy(first[1], tmp_path / "m.xml")
+    with pytest.raises(BundleError, match=r"has no m\.bin beside it"):
+        load_model(mixed)
+    weights = np.frombuffer(first[0].read_bytes(), np.uint8).copy()
+    weights[len(weights) // 2] ^= 1
+    weights.tofile(tmp_path / "m.bin")
+    with pytest.raises(BundleError, match=r"m\.bin does not belong to .*m\.xml"):
+        load_model(mixed)
+    shutil.copy(first[0], tmp_path / "m.bin")
+    load_model(mixed)
+
+
 def test_int8_measures_its_error(few, bundle, tmp_path):
     require("openvino")
     pytest.importorskip("nncf", reason="nncf is not installed")
