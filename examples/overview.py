@@ -1,9 +1,9 @@
 """Put photographs above what cfa marks on them: the README's picture.
 
-python examples/overview.py examples/parts/test maps/overlays examples/overview.jpg
+    python examples/overview.py examples/parts/test maps/overlays examples/overview.jpg
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import cv2
@@ -22,4 +22,7 @@ def main(photos: Path, overlays: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:4]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("photos", "overlays", "out"):
+        parser.add_argument(name, type=Path)
+    main(**vars(parser.parse_args()))

@@ -10,7 +10,7 @@ and sensor noise. A defect changes the height map or the surface, and its mask i
 
 from __future__ import annotations
 
-import sys
+import argparse
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -233,4 +233,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "parts")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parent / "parts")
+    main(parser.parse_args().out)
