@@ -71,6 +71,19 @@ def test_a_run_killed_many_times_loses_nothing_and_does_nothing_twice(tmp_path):
         assert mine.read_bytes() == other.read_bytes()
 
 
+def test_of_two_runs_into_one_folder_one_wins_and_the_other_says_so(tmp_path):
+    command = [sys.executable, "-c", WRITE, str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"at work\n"
+        first.send_signal(signal.SIGSTOP)  # so that it is still at work, however slow the second starts
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        first.send_signal(signal.SIGCONT)
+    assert first.returncode == 0
+    assert second.returncode != 0
+    assert second.stderr.splitlines()[-1].startswith("cfa_cli.errors.InputError: Another run is writing to ")
+    assert [row["path"] for row in rows(tmp_path / "out")] == [f"in/{index:03}.png" for index in range(IMAGES)]
+
+
 def test_predict_killed_and_resumed_gives_what_an_uninterrupted_run_gives(model, tmp_path):
     names = [f"{index:02}.png" for index in range(40)]
     for name in names:
