@@ -33,7 +33,7 @@ function showPicture() {
     button.tabIndex = checked ? 0 : -1;
   }
   let note = row.error ?? "Keys: ← → next image, 1 to 4 view, z full size, Esc back";
-  if (view === "overlay" && state.threshold !== data.threshold) note = `Drawn with the run's threshold, ${short(data.threshold)}.`;
+  if ((view === "overlay" || view === "mask") && state.threshold !== data.threshold) note = `Drawn with the run's threshold, ${short(data.threshold)}.`;
   byId("viewer-note").textContent = note;
   picture.hidden = row.error !== null;
   if (row.error !== null) return;
