@@ -1,6 +1,6 @@
 """Put photographs above what cfa marks on them: the README's picture.
 
-    python examples/overview.py examples/parts/test maps/overlays examples/overview.jpg
+python examples/overview.py examples/parts/test maps/overlays examples/overview.jpg
 """
 
 import argparse

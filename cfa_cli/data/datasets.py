@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from cfa_cli.errors import ImageError, InputError, UsageError
+from cfa_cli.errors import InputError, UsageError
 from cfa_cli.records import IMAGE_SUFFIXES
 
 GOOD = "good"  # the kind of all defect-free test images, whatever the data set's own folder is called
@@ -92,23 +90,6 @@ def open_dataset(name: str, root: Path | None = None, categories: Sequence[str] 
     read = {category.name: category for category in known.read(found[0], chosen)}
     _require_complete(known, found[0], [read[each] for each in chosen])
     return Dataset(known.title, found[0], tuple(read[each] for each in chosen))
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Read a mask: (h, w) uint8, 1 on defects and 0 elsewhere; every value but 0 in any channel is a defect.
-
-    Raises ImageError if it is no image.
-    """
-    import cv2  # here, so that a mistyped data set is said without it
-
-    try:
-        values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except (OSError, cv2.error) as error:
-        raise ImageError(f"The mask {path} cannot be read.", "Copy the data set again.") from error
-    if values is None:
-        raise ImageError(f"The mask {path} is no image, or damaged.", "Copy the data set again.")
-    mask: np.ndarray = (values != 0).any(axis=2).astype(np.uint8)
-    return mask
 
 
 def _open_folder(folder: Path, root: Path | None, categories: Sequence[str]) -> Dataset:

@@ -13,7 +13,8 @@ import torch
 
 from cfa_cli.bundle import save_bundle
 from cfa_cli.config import FitConfig
-from cfa_cli.data.datasets import Category, TestImage, read_mask
+from cfa_cli.data.datasets import Category, TestImage
+from cfa_cli.data.masks import read_mask
 from cfa_cli.engine.fit import fit
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
 from cfa_cli.engine.results import Run, RunKey
@@ -53,6 +54,10 @@ def run(job: Job, progress: ProgressCallback = lambda step: None) -> Run:
     Raises what `fit` raises, and InputError for test images or masks that cannot be read or do not fit together.
     """
     category, config = job.category, job.config
+    if category.has_masks:
+        for each in category.test:
+            if each.mask is not None:
+                read_mask(each.mask)  # what is wrong with one is said before the fit, which takes minutes
     _reset_peak_memory()
     result = fit(list(category.train), config, progress=progress)
     bundle = result.bundle

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
-from cfa_cli.data.datasets import KNOWN, Dataset, open_dataset, read_mask
-from cfa_cli.errors import ImageError, InputError, UsageError
+from cfa_cli.data.datasets import KNOWN, Dataset, open_dataset
+from cfa_cli.errors import InputError, UsageError
 
 
 def touch(*paths: Path) -> None:
@@ -168,18 +166,3 @@ def test_names_that_are_nothing(tmp_path):
     assert caught.value.hint == "Did you mean toothbrush?"
     with pytest.raises(UsageError, match="--data-root"):
         open_dataset(str(tmp_path), tmp_path)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_every_value_but_zero_is_a_defect(tmp_path, dtype):
-    mask = np.zeros((5, 7), dtype)
-    mask[1, 2], mask[4, 6] = 1, 255
-    cv2.imwrite(str(tmp_path / "grey.png"), mask)
-    blue = np.zeros((5, 7, 4), dtype)  # opaque, and marked in one channel alone
-    blue[..., 3], blue[..., 0] = np.iinfo(dtype).max, mask
-    cv2.imwrite(str(tmp_path / "colour.png"), blue)
-    for name in ("grey.png", "colour.png"):
-        np.testing.assert_array_equal(read_mask(tmp_path / name), mask != 0)
-    touch(tmp_path / "empty.png")
-    with pytest.raises(ImageError, match=r"empty\.png"):
-        read_mask(tmp_path / "empty.png")

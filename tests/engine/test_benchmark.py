@@ -144,7 +144,7 @@ def test_other_data_is_run_again(finished, tmp_path):
 
 def test_a_failed_category_does_not_lose_the_others(tmp_path):
     root = make_tree(tmp_path / "tree", ["bolt", "nut", "pin"])
-    cv2.imwrite(str(root / "bolt/ground_truth/spot/001_mask.png"), np.full((56, 48), 255, np.uint8))
+    cv2.imwrite(str(root / "bolt/ground_truth/spot/001_mask.png"), 255 * np.eye(56, 48, dtype=np.uint8))
     (root / "nut/test/good/001.png").write_bytes(b"no image")
     notes: list[str] = []
     results = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path / "out", notify=notes.append)

@@ -1,0 +1,66 @@
+"""Masks of defects: which pixels of a test image show one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cfa_cli.data.files import read_file
+from cfa_cli.data.headers import read_header
+from cfa_cli.data.images import file_limit
+from cfa_cli.errors import ImageError, InputError
+from cfa_cli.records import MAX_PIXELS
+
+LABELS = 16  # a mask of more values than these, or of fainter ones than a 16th of the largest, has soft edges
+NEARLY_ALL = 0.9  # share of the pixels past which a mask is taken to be inverted
+_AGAIN = "Copy the data set again."
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a defect's mask: (h, w) uint8, 1 on the defect and 0 elsewhere.
+
+    Of two values the larger is the defect, of a few every one but the smallest (kinds of defects). Soft edges, as JPEG
+    makes them of sharp ones, are cut at half the maximum. Where all colours are the same the mask is in the alpha
+    channel; else what is transparent is no defect.
+
+    Raises ImageError if it is no image or cannot be read, and InputError if it marks nothing or over 90 % of the
+    pixels: it is empty or inverted, and all figures would be nonsense.
+    """
+    values, lossy = _read_values(path)
+    smallest, largest = int(values.min()), int(values.max())
+    if smallest == largest:
+        what = "everything" if largest else "nothing"
+        raise InputError(f"The mask {path} marks {what}: all its pixels are {largest}.", "Draw it anew, or remove it.")
+    stored = np.unique(values)
+    soft = lossy or len(stored) > LABELS or (len(stored) > 2 and largest > LABELS * int(stored[stored > 0][0]))
+    mask: np.ndarray = (values > (largest // 2 if soft else smallest)).astype(np.uint8)
+    if (share := float(mask.mean())) > NEARLY_ALL:
+        raise InputError(
+            f"The mask {path} marks {share:.0%} of its image: it seems to be inverted.",
+            "The defect must be white and the rest black.",
+        )
+    return mask
+
+
+def _read_values(path: Path) -> tuple[np.ndarray, bool]:
+    """Return the values (h, w) uint8 or uint16 that tell the defect, and whether they were stored with losses."""
+    data = read_file(path, file_limit(MAX_PIXELS))
+    try:
+        header = read_header(data)
+        if header is None or header.width * header.height > MAX_PIXELS * 1e6:
+            raise ValueError("no mask")
+        buffer = np.frombuffer(data, np.uint8)
+        colours = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        alpha = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if header.alpha != "none" else None
+    except (cv2.error, ValueError) as error:
+        raise ImageError(f"The mask {path} is no image, or damaged.", _AGAIN) from error
+    if colours is None or colours.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"The mask {path} is no image, or damaged.", _AGAIN)
+    values: np.ndarray = colours.max(axis=2)
+    if alpha is not None and alpha.ndim == 3 and alpha.shape[2] == 4 and alpha.shape[:2] == values.shape:
+        opacity = alpha[..., 3]
+        if opacity.min() < opacity.max():
+            values = opacity if values.min() == values.max() else np.where(opacity > opacity.max() // 2, values, 0)
+    return values, header.format == "JPEG" or (header.format == "WebP" and b"VP8 " in data[:1024])
