@@ -1,6 +1,6 @@
 """Compare cfa's metrics with anomalib's and torchmetrics': the figures, the time and the memory.
 
-Run it in an environment that has both: pip install cfa-cli anomalib==2.7.0
+Run it in an environment that has both: pip install . anomalib==2.7.0
 
     python examples/benchmarks/metrics.py time            # writes metrics.md beside this file
     python examples/benchmarks/metrics.py cases           # writes tests/golden/metrics.json

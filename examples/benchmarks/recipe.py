@@ -34,7 +34,7 @@ DEFAULT = PRESETS["default"]
 ROWS: dict[str, FitConfig] = {
     "default": DEFAULT,
     "the paper, but 5 epochs": replace(PRESETS["paper"], epochs=5),
-    "scores not relative": replace(DEFAULT, normalize_positions=False),
+    "scores not normalised by position": replace(DEFAULT, normalize_positions=False),
     "scores by softmin, K = 3": replace(DEFAULT, score_neighbours=3),
     "bank: mean, 5 epochs": replace(DEFAULT, bank="mean", epochs=5),
     "bank: ema": replace(DEFAULT, bank="ema"),
