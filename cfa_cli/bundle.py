@@ -108,8 +108,10 @@ def from_metadata(path: Path, metadata: dict[str, str], tensors: dict[str, np.nd
                 continue
             known = {field.name for field in fields(kind)}
             unknown |= {f"{name}.{key}": document[name][key] for key in document[name].keys() - known}
-            sections[name] = _build(kind, {key: document[name][key] for key in document[name].keys() & known}, name)
-        grid = _build(tuple[int, int], document["grid"], "grid")
+            sections[name] = build_record(
+                kind, {key: document[name][key] for key in document[name].keys() & known}, name
+            )
+        grid = build_record(tuple[int, int], document["grid"], "grid")
         bundle = Bundle(grid=grid, tensors=tensors, unknown=dict(sorted(unknown.items())), **sections)
     except KeyError as error:
         raise BundleError(f"{path} has a damaged description: {error.args[0]} is missing.", _REFIT) from error
@@ -282,7 +284,7 @@ def _damaged(path: Path, reason: str) -> BundleError:
     return BundleError(f"{path} is damaged: {reason}.", _REFIT)
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def build_record(kind: Any, value: Any, where: str) -> Any:
     """Turn JSON into the record, tuple or number that an annotation asks for; raise ValueError where it is not one."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
@@ -294,22 +296,26 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if lacking:
             raise ValueError(f"{where}.{min(lacking)} is missing")
         present = names & value.keys()
-        return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in present})
+        return kind(**{name: build_record(hints[name], value[name], f"{where}.{name}") for name in present})
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _build(next(a for a in arguments if a is not type(None)), value, where)
+        return build_record(next(a for a in arguments if a is not type(None)), value, where)
     if origin is typing.Literal:
         if value not in arguments:
             raise ValueError(f"{where} is {value!r}")
         return value
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is no object")
+        return {name: build_record(arguments[1], each, f"{where}.{name}") for name, each in value.items()}
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} is no list")
         each = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
         if len(each) != len(value):
             raise ValueError(f"{where} has {len(value)} entries, expected {len(each)}")
-        return tuple(_build(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(each, value, strict=True)))
+        return tuple(build_record(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(each, value, strict=True)))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if kind is str and isinstance(value, str) and len(value) > MAX_TEXT:

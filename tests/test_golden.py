@@ -11,10 +11,10 @@ import pytest
 
 from cfa_cli import load_bundle, predict, save_bundle
 from cfa_cli.engine.export import TOLERANCE
-from cfa_cli.engine.results import Results, read_results
 from cfa_cli.engine.runtimes import load_model
 from cfa_cli.engine.scorer import score_sources
 from cfa_cli.records import Source
+from cfa_cli.results.benchmark import Results, read_results
 from cfa_cli.results.scores import read_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,7 +64,7 @@ def test_results_of_version_1_are_taken_up(tmp_path: Path) -> None:
     wanted = replace(wanted, backbone="resnet18", weights="embedded", layers=None, gamma_c=1, gamma_d=1)
     wanted = replace(wanted, precision="auto")
     found = read_results(tmp_path, Results("tiny/", wanted, (), (), {}))
-    assert [(r.seed, r.category, r.aupro) for r in found.runs] == [
+    assert [(r.seed, r.category, r.aupro) for r in found.evaluations] == [
         (run["seed"], run["category"], run["aupro"]) for run in document["runs"]
     ]
 

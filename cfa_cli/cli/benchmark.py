@@ -16,8 +16,8 @@ from cfa_cli.errors import ExitCode
 if TYPE_CHECKING:
     from cfa_cli.cli.render import Terminal
     from cfa_cli.engine.benchmark import BenchmarkProgress
-    from cfa_cli.engine.results import Results
-    from cfa_cli.engine.tables import Table
+    from cfa_cli.results.benchmark import Results
+    from cfa_cli.results.tables import Table
 
 
 @options.fit_options(leave_out=("backbone", "seed"))
@@ -101,7 +101,7 @@ def benchmark(
         for name in backbone or [config.backbone]:
             check_spec(config.weights, name)
         from cfa_cli.engine.benchmark import benchmark as run_benchmark
-        from cfa_cli.engine.results import document
+        from cfa_cli.results.benchmark import document
 
         try:
             results = run_benchmark(
@@ -115,7 +115,7 @@ def benchmark(
                 save_maps=save_maps,
                 force=force,
                 command=shlex.join(["cfa", *sys.argv[1:]]),
-                progress=_Runs(terminal).show,
+                progress=_Evaluations(terminal).show,
                 notify=terminal.note,
             )
         except KeyboardInterrupt:
@@ -128,8 +128,8 @@ def benchmark(
     return ExitCode.PARTIAL if results.failures else ExitCode.DONE
 
 
-class _Runs:
-    """How far all runs are, on the terminal: a bar over all of them, and one of each run under way."""
+class _Evaluations:
+    """How far a benchmark is, on the terminal: a bar over all evaluations, and one of each that is under way."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -137,25 +137,25 @@ class _Runs:
     def show(self, at: BenchmarkProgress) -> None:
         from cfa_cli.records import Progress
 
-        if at.run is not None and at.step is not None:
-            self._terminal.progress(at.step, at.run)
+        if at.current is not None and at.step is not None:
+            self._terminal.progress(at.step, at.current)
             return
-        if at.run is not None:
-            self._terminal.end(at.run)
+        if at.current is not None:
+            self._terminal.end(at.current)
         elif at.done:
             self._terminal.note(f"{at.done} of {at.total} were done before.")
-        self._terminal.progress(Progress("all runs", at.done, at.total, unit="runs"))
+        self._terminal.progress(Progress("all evaluations", at.done, at.total, unit="evaluations"))
 
 
 def _show(results: Results, out: Path, threshold_report: bool) -> None:
     from cfa_cli.cli import render
-    from cfa_cli.engine.tables import remarks, tables
+    from cfa_cli.results.tables import remarks, tables
 
     for table in tables(results, threshold_report):
         _print(table)
     for remark in remarks(results):
         print(remark)
-    render.print_facts("Written", [("Table", str(out / "results.md")), ("Runs", str(out / "results.csv, .json"))])
+    render.print_facts("Written", [("Table", str(out / "results.md")), ("Rows", str(out / "results.csv, .json"))])
 
 
 def _print(table: Table) -> None:

@@ -28,22 +28,32 @@ from cfa_cli import __version__
 from cfa_cli.config import FitConfig
 from cfa_cli.data.datasets import Dataset
 from cfa_cli.engine.backbone import load_backbone
-from cfa_cli.engine.evaluate import Job, data_digest, run
-from cfa_cli.engine.results import Failure, Results, Run, document, read_results, rows, write_text
-from cfa_cli.engine.tables import markdown
-from cfa_cli.errors import CfaError, UsageError
+from cfa_cli.engine.evaluate import Job, data_digest, evaluate
+from cfa_cli.errors import CfaError, UsageError, is_out_of_memory
 from cfa_cli.model.device import choose_device
 from cfa_cli.records import Progress
+from cfa_cli.results.benchmark import (
+    Evaluation,
+    Failure,
+    Results,
+    document,
+    read_results,
+    rows,
+    versions_text,
+    write_text,
+)
+from cfa_cli.results.folder import locked
+from cfa_cli.results.tables import markdown
 
 
 @dataclass(frozen=True)
 class BenchmarkProgress:
     """Where a benchmark is."""
 
-    done: int  # runs, those of earlier sessions included
+    done: int  # evaluations, those of earlier sessions included
     total: int
-    run: str | None  # which run `step` is of: "bottle (resnet18, seed 0)"
-    step: Progress | None  # None when a run has ended
+    current: str | None  # which evaluation `step` is of: "bottle (resnet18, seed 0)"
+    step: Progress | None  # None when an evaluation has ended
 
 
 BenchmarkCallback = Callable[[BenchmarkProgress], None]
@@ -66,14 +76,15 @@ def benchmark(
 ) -> Results:
     """Fit and test each category of `dataset` with each of `backbones` and `seeds` (`config`'s own if empty).
 
-    After each run `out` has `results.json`, `.csv` and `.md`; runs that are there already, of the same options and
-    data, are not done again, unless `force` starts over. `save_models` keeps the models in `out/models`, `save_maps`
-    the score maps in `out/maps`, as MVTec's evaluator reads them: RUN/CATEGORY/test/KIND/NAME.tiff, float32, at the
-    image's size. `jobs` > 1 runs as many processes at a time, on all GPUs in turn. `command` is kept with the results.
+    After each evaluation `out` has `results.json`, `.csv` and `.md`; those that are there already, of the same options
+    and data, are not done again, unless `force` starts over. `save_models` keeps the models in `out/models`,
+    `save_maps` the score maps in `out/maps`, as MVTec's evaluator reads them: NAME/CATEGORY/test/KIND/NAME.tiff,
+    float32, at the image's size. `jobs` > 1 takes as many processes at a time, on all GPUs in turn. `command` is kept
+    with the results. `out` is held: another benchmark cannot write to it meanwhile.
 
-    A run that fails is reported in the results' failures and stops no other. Raises what is wrong with all runs before
-    the first: UsageError, WeightsError, DeviceError, and InputError where `out` holds other results or cannot be
-    written.
+    An evaluation that fails is reported in the results' failures and stops no other. Raises what is wrong with all
+    before the first: UsageError, WeightsError, DeviceError, and InputError where `out` holds other results, is held by
+    another process or cannot be written.
     """
     config = config or FitConfig()
     backbones, seeds = list(dict.fromkeys(backbones or [config.backbone])), list(dict.fromkeys(seeds or [config.seed]))
@@ -81,17 +92,6 @@ def benchmark(
         raise UsageError(f"--jobs {jobs} is too small.", "Use for example --jobs 2.")
     weights = _check(config, backbones, notify)
     results = Results(dataset.name, replace(config, backbone=backbones[0], seed=seeds[0]), (), (), versions())
-    if not force:
-        results = read_results(out, results)
-    data = {category.name: data_digest(category) for category in dataset.categories}
-    current = [
-        each
-        for each in results.runs
-        if data.get(each.category, each.data_sha256) == each.data_sha256
-        and weights.get(each.backbone, each.weights_sha256) == each.weights_sha256
-    ]
-    results = replace(results, runs=tuple(current))
-    finished = {each.key for each in results.runs}
     wanted = [
         Job(
             category,
@@ -103,6 +103,35 @@ def benchmark(
         for seed in seeds
         for category in dataset.categories
     ]
+    with locked(out):
+        if not force:
+            results = _still_valid(read_results(out, results), dataset, weights)
+        return _evaluate_all(wanted, results, out, jobs, command, progress, notify)
+
+
+def _still_valid(results: Results, dataset: Dataset, weights: dict[str, str]) -> Results:
+    """Keep the evaluations whose data and weights are still the same."""
+    data = {category.name: data_digest(category) for category in dataset.categories}
+    current = [
+        each
+        for each in results.evaluations
+        if data.get(each.category, each.data_sha256) == each.data_sha256
+        and weights.get(each.backbone, each.weights_sha256) == each.weights_sha256
+    ]
+    return replace(results, evaluations=tuple(current))
+
+
+def _evaluate_all(
+    wanted: Sequence[Job],
+    results: Results,
+    out: Path,
+    jobs: int,
+    command: str,
+    progress: BenchmarkCallback,
+    notify: Callable[[str], None],
+) -> Results:
+    """Do the jobs that `results` lacks, and write all after each of them."""
+    finished = {each.key for each in results.evaluations}
     order = {job.key: place for place, job in enumerate(wanted)}
     pending = [job for job in wanted if job.key not in finished or not all(path.exists() for path in job.outputs())]
     _write(out, results)
@@ -114,11 +143,11 @@ def benchmark(
 
     with closing(_outcomes(pending, jobs, report)) as outcomes:
         for job, outcome in outcomes:
-            if isinstance(outcome, Run):
-                others = [each for each in results.runs if each.key != outcome.key]
-                runs = [*others, replace(outcome, command=command)]
-                runs.sort(key=lambda each: order.get(each.key, len(order)))  # as asked for, whichever ends first
-                results = replace(results, runs=tuple(runs))
+            if isinstance(outcome, Evaluation):
+                new = replace(outcome, command=command, versions=versions_text(results.versions))
+                evaluations = [*(each for each in results.evaluations if each.key != new.key), new]
+                evaluations.sort(key=lambda each: order.get(each.key, len(order)))  # as asked for, whichever ends first
+                results = replace(results, evaluations=tuple(evaluations))
             else:
                 results = replace(results, failures=(*results.failures, outcome))
                 notify(f"{_title(job)} failed: {outcome.error}")
@@ -152,7 +181,7 @@ def versions() -> dict[str, str]:
 
 
 def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], None]) -> dict[str, str]:
-    """Find what would fail in every run before the first one: options, device, weights. Returns the weights' sha256."""
+    """Find what would fail in every evaluation before the first: options, device, weights. Return their sha256."""
     choose_device(config.device)
     digests = {}
     for backbone in backbones:
@@ -167,7 +196,7 @@ def _title(job: Job) -> str:
 
 def _outcomes(
     pending: Sequence[Job], jobs: int, report: Callable[[Job, Progress], None]
-) -> Generator[tuple[Job, Run | Failure], None, None]:
+) -> Generator[tuple[Job, Evaluation | Failure], None, None]:
     """Do all jobs; yield each one's outcome as it ends."""
     if jobs == 1 or not pending:
         for job in pending:
@@ -179,7 +208,7 @@ def _outcomes(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="cfa-benchmark")
     try:
-        futures: dict[Future[Run | Failure], Job] = {}
+        futures: dict[Future[Evaluation | Failure], Job] = {}
         for index, job in enumerate(pending):
             if gpus > 1:
                 job = replace(job, config=replace(job.config, device=f"cuda:{index % gpus}"))
@@ -196,12 +225,14 @@ def _outcomes(
             process.terminate()
 
 
-def _attempt(job: Job, report: Callable[[Progress], None]) -> Run | Failure:
+def _attempt(job: Job, report: Callable[[Progress], None]) -> Evaluation | Failure:
     try:
-        return run(job, report)
+        return evaluate(job, report)
     except CfaError as error:
         return _failure(job, " ".join(filter(None, (error.message, error.hint))))
     except Exception as error:  # one category's bug, or lack of memory, does not lose the others
+        if is_out_of_memory(error):
+            return _failure(job, "There was not enough memory. Choose a smaller --size, or fewer --jobs.")
         return _failure(job, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
@@ -211,7 +242,7 @@ def _failure(job: Job, error: str, trace: str | None = None) -> Failure:
 
 def _attempt_in_process(
     job: Job, threads: int, processes: set[BaseProcess], report: Callable[[Progress], None]
-) -> Run | Failure:
+) -> Evaluation | Failure:
     """Run a job in a process of its own, which takes its memory with it when it ends, or when it is killed."""
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork, and neither do threads
     receiver, sender = context.Pipe(duplex=False)
@@ -222,7 +253,7 @@ def _attempt_in_process(
     try:
         while isinstance(message := receiver.recv(), Progress):
             report(message)
-        outcome: Run | Failure = message
+        outcome: Evaluation | Failure = message
         return outcome
     except EOFError:
         process.join()

@@ -1,4 +1,4 @@
-"""One run of a benchmark: fit on a category's good images, score its test images, measure."""
+"""One evaluation of a benchmark: fit on a category's good images, score its test images, measure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cfa_cli.data.datasets import Category, TestImage
 from cfa_cli.data.masks import read_mask
 from cfa_cli.engine.fit import fit
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
-from cfa_cli.engine.results import Run, RunKey
 from cfa_cli.engine.scorer import load_scorer, score_sources
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Progress, ProgressCallback, Source
+from cfa_cli.results.benchmark import Evaluation, EvaluationKey
 from cfa_cli.results.writer import write_picture
 
 _ASPECT_TOLERANCE = 0.02  # a mask may be of another size than its image, but not of another shape
@@ -29,7 +29,7 @@ _ASPECT_TOLERANCE = 0.02  # a mask may be of another size than its image, but no
 
 @dataclass(frozen=True)
 class Job:
-    """What to run."""
+    """What to evaluate."""
 
     category: Category
     config: FitConfig
@@ -37,8 +37,8 @@ class Job:
     maps: Path | None = None  # the folder to keep the score maps in
 
     @property
-    def key(self) -> RunKey:
-        """What tells its run from the others of a benchmark."""
+    def key(self) -> EvaluationKey:
+        """What tells its evaluation from the others of a benchmark."""
         return self.config.backbone, self.config.seed, self.category.name
 
     def outputs(self) -> list[Path]:
@@ -47,7 +47,7 @@ class Job:
         return maps if self.model is None else [self.model, *maps]
 
 
-def run(job: Job, progress: ProgressCallback = lambda step: None) -> Run:
+def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evaluation:
     """Fit, score and measure one category. Test images are looked at by the metrics alone.
 
     Pixel metrics are taken at each mask's own resolution, on good images at the image's.
@@ -67,7 +67,7 @@ def run(job: Job, progress: ProgressCallback = lambda step: None) -> Run:
     labels = [image.anomalous for image in category.test]
     image = image_metrics(scores, labels)
     threshold = threshold_metrics(scores, labels, bundle.calibration.threshold)
-    return Run(
+    return Evaluation(
         backbone=config.backbone,
         seed=config.seed,
         category=category.name,

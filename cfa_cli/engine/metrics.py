@@ -171,7 +171,7 @@ def _keys(scores: Array) -> Array:
     return bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
 
 
-class _Run:
+class _SortedRun:
     """Keys grouped by their high halves; those of defects with the share that each is of its region."""
 
     def __init__(self, keys: Array, areas: Array | None) -> None:
@@ -197,7 +197,7 @@ class _Pile:
     def __init__(self) -> None:
         self._waiting: list[tuple[Array, ...]] = []
         self._pixels = 0
-        self._runs: list[_Run] = []
+        self._runs: list[_SortedRun] = []
 
     def add(self, *columns: Array) -> None:
         """Add keys, and for defects the areas beside them."""
@@ -209,7 +209,7 @@ class _Pile:
     def _sort(self) -> None:
         if self._pixels:
             keys, *areas = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
-            self._runs.append(_Run(keys, areas[0] if areas else None))
+            self._runs.append(_SortedRun(keys, areas[0] if areas else None))
         self._waiting, self._pixels = [], 0
 
     def sizes(self) -> Array:

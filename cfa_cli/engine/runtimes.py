@@ -30,7 +30,7 @@ TORCH_FILE = "cfa.json"  # the metadata's name within a .pt2 file
 _EXTRAS = {"onnx": "onnx onnxscript onnxruntime", "openvino": "openvino", "nncf": "nncf"}
 _AGAIN = "Export it again with `cfa export`."
 
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Inference = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class ExportedScorer:
@@ -38,7 +38,7 @@ class ExportedScorer:
 
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, run: Run, bundle: Bundle, export: dict[str, Any]) -> None:
+    def __init__(self, run: Inference, bundle: Bundle, export: dict[str, Any]) -> None:
         self.geometry, self.training = bundle.geometry, bundle.training
         self.takes_any_size, self.takes_any_batch = bool(export["resize"]), bool(export["dynamic_batch"])
         self._run = run
@@ -122,7 +122,7 @@ def import_extra(module: str, extra: str, error: type[CfaError] = BundleError) -
         ) from reason
 
 
-def _open_onnx(path: Path, device: str) -> tuple[dict[str, str], Run]:
+def _open_onnx(path: Path, device: str) -> tuple[dict[str, str], Inference]:
     runtime = import_extra("onnxruntime", "onnx")
     kind = device.partition(":")[0]
     providers = {"auto": "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -141,7 +141,7 @@ def _open_onnx(path: Path, device: str) -> tuple[dict[str, str], Run]:
     return dict(session.get_modelmeta().custom_metadata_map), run
 
 
-def _open_openvino(path: Path, device: str) -> tuple[dict[str, str], Run]:
+def _open_openvino(path: Path, device: str) -> tuple[dict[str, str], Inference]:
     openvino = import_extra("openvino", "openvino")
     _require_cpu(device, "OpenVINO")
     weights = path.with_suffix(".bin")
@@ -163,7 +163,7 @@ def _open_openvino(path: Path, device: str) -> tuple[dict[str, str], Run]:
     return metadata, run
 
 
-def _open_torch(path: Path, device: str) -> tuple[dict[str, str], Run]:
+def _open_torch(path: Path, device: str) -> tuple[dict[str, str], Inference]:
     _require_cpu(device, "A .pt2 file")
     files = {TORCH_FILE: ""}
     with warnings.catch_warnings():

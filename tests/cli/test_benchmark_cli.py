@@ -35,7 +35,7 @@ def test_fifteen_categories_in_under_two_minutes(tree, tmp_path, capsys, monkeyp
     assert float(figures["average"][3]) == pytest.approx(sum(r["aupro"] for r in runs.values()) / 15, abs=6e-4)
     assert "recall" in shown
     assert "No published figures stand beside these" in shown
-    assert "all runs: 14/15" in progress
+    assert "all evaluations: 14/15" in progress
     assert "; zipper (resnet18, seed 0): training: 4/6  epoch 1/1" in progress
     assert "ETA" in progress
 

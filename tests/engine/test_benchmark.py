@@ -19,9 +19,9 @@ from cfa_cli.config import PRESETS, FitConfig
 from cfa_cli.data.datasets import open_dataset
 from cfa_cli.engine.benchmark import benchmark
 from cfa_cli.engine.predict import predict
-from cfa_cli.engine.results import Results, Run
-from cfa_cli.engine.tables import markdown, remarks, tables
 from cfa_cli.errors import InputError, UsageError, WeightsError
+from cfa_cli.results.benchmark import Evaluation, Results
+from cfa_cli.results.tables import markdown, remarks, tables
 from tests.engine.trees import make_tree
 
 CONFIG = FitConfig(weights="embedded", size=(64, 64), epochs=1)
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 
 def test_the_figures_are_those_of_the_saved_model_and_maps(finished):
     root, out, results = finished
-    (run,) = [r for r in results.runs if (r.category, r.seed) == ("nut", 4)]
+    (run,) = [r for r in results.evaluations if (r.category, r.seed) == ("nut", 4)]
     bundle = load_bundle(out / "models/resnet18-seed4/nut.safetensors")
     assert (bundle.config.seed, bundle.calibration.threshold) == (4, run.threshold)
     scores, labels, pixels, truth = [], [], [], []
@@ -79,13 +79,13 @@ def test_what_is_written(finished):
     assert document["version"] == 2
     assert document["failures"] == []
     assert [tuple(run["input_size"]) for run in document["runs"]] == [(64, 64)] * 4
-    by_seed = [np.mean([r.aupro for r in results.runs if r.seed == seed]) for seed in (3, 4)]
+    by_seed = [np.mean([r.aupro for r in results.evaluations if r.seed == seed]) for seed in (3, 4)]
     expected = {"mean": pytest.approx(np.mean(by_seed)), "spread": pytest.approx(np.std(by_seed, ddof=1))}
     assert document["averages"]["resnet18"]["aupro"] == expected
     with (out / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["category"], int(r["seed"]), float(r["aupro"])) for r in rows] == [
-        (r.category, r.seed, r.aupro) for r in results.runs
+        (r.category, r.seed, r.aupro) for r in results.evaluations
     ]
     text = (out / "results.md").read_text()
     assert f"{np.mean(by_seed):.3f}±{np.std(by_seed, ddof=1):.3f}" in text
@@ -102,9 +102,9 @@ def test_what_is_finished_is_not_run_again(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr("cfa_cli.engine.evaluate.fit", refuse)
     again = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3, 4])
-    assert (again.runs, again.failures) == (results.runs, ())
+    assert (again.evaluations, again.failures) == (results.evaluations, ())
     some = benchmark(open_dataset(str(root), None, ["bolt"]), CONFIG, out=tmp_path, seeds=[4])
-    assert some.runs == results.runs  # what others asked for stays
+    assert some.evaluations == results.evaluations  # what others asked for stays
     lacking = benchmark(open_dataset(str(root), None, ["bolt"]), CONFIG, out=tmp_path, seeds=[4], save_models=True)
     assert "it ran again" in lacking.failures[0].error  # its model was not kept
     shutil.copytree(out / "maps", tmp_path / "maps")
@@ -118,6 +118,99 @@ def test_what_is_finished_is_not_run_again(finished, tmp_path, monkeypatch):
         benchmark(open_dataset(str(root)), CONFIG, out=tmp_path)
 
 
+DAMAGES = {
+    "no object": "[]",
+    "deep nesting": "[" * 100_000 + "]" * 100_000,
+    "no text": b"\xff\xfe",
+    "a version of words": {"version": "two"},
+    "evaluations that are none": {"runs": [1]},
+    "a metric of words": {"aupro": "high"},
+    "a size that is none": {"input_size": "big"},
+    "no category": {"category": None},
+    "options of words": {"config": "all"},
+    "versions of numbers": {"versions": {"cfa": 1}},
+    "infinity": {"threshold": float("inf")},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_results_of_a_stranger_are_checked(finished, tmp_path, name):
+    root, out, _ = finished
+    damage, text = DAMAGES[name], (out / "results.json").read_text()
+    if isinstance(damage, dict):
+        document = json.loads(text)
+        for key, value in damage.items():
+            (document if key in document else document["runs"][1])[key] = value
+        damage = json.dumps(document)
+    (tmp_path / "results.json").write_bytes(damage.encode() if isinstance(damage, str) else damage)
+    with pytest.raises(InputError, match="not the results of a benchmark, or damaged") as caught:
+        benchmark(open_dataset(str(root)), CONFIG, out=tmp_path)
+    assert "--force" in str(caught.value.hint)
+
+
+def test_starting_over_deletes_nothing_outside_its_folder(finished, tmp_path):
+    root, out, _ = finished
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "bolt.safetensors").write_text("precious")
+    document = json.loads((out / "results.json").read_text())
+    for entry in document["runs"]:
+        entry |= {"category": str(tmp_path / "precious/bolt"), "backbone": "../../precious"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text(json.dumps(document))
+    dataset = open_dataset(str(root), None, ["bolt"])
+    benchmark(dataset, CONFIG, out=tmp_path / "out", save_models=True, force=True)
+    assert [path.name for path in (tmp_path / "precious").iterdir()] == ["bolt.safetensors"]
+    assert (tmp_path / "precious" / "bolt.safetensors").read_text() == "precious"
+
+
+def test_places_that_cannot_be_written_are_said(finished, tmp_path):
+    dataset = open_dataset(str(finished[0]))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "results.json").mkdir(parents=True)
+    for out, message in [
+        ("file", "is a file, not a folder"),
+        ("file/below", "Cannot write"),
+        ("folder", "results.json"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            benchmark(dataset, CONFIG, out=tmp_path / out)
+
+
+def test_one_benchmark_at_a_time_writes_to_a_folder(finished, tmp_path):
+    dataset, messages = open_dataset(str(finished[0]), None, ["bolt"]), []
+
+    def start_another(step):
+        if step.step is None and not messages:
+            with pytest.raises(InputError, match=f"Another run is writing to {tmp_path}") as caught:
+                benchmark(dataset, CONFIG, out=tmp_path, force=True)
+            messages.append(caught.value.message)
+
+    results = benchmark(dataset, CONFIG, out=tmp_path, progress=start_another)
+    assert len(messages) == len(results.evaluations) == 1
+    assert benchmark(dataset, CONFIG, out=tmp_path) == results  # the folder is free again
+
+
+def test_figures_of_other_versions_are_named_one_by_one(finished, tmp_path):
+    root, out, results = finished
+    document = json.loads((out / "results.json").read_text())
+    document["versions"]["torch"] = "1.0"
+    for number, entry in enumerate(document["runs"]):
+        entry["versions"] = "cfa 0.0.1, torch 1.0, timm 0.1"
+        if number == 2:
+            del entry["versions"]  # as earlier versions wrote it: the session's own hold
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    again = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3, 4])
+    found = [each for each in remarks(again) if "was computed with" in each]
+    assert [each.split(" was")[0] for each in found] == [
+        f"{each.category} ({each.backbone}, seed {each.seed})" for each in results.evaluations
+    ]
+    assert "computed with cfa 0.0.1, torch 1.0, timm 0.1, not with cfa" in found[0]
+    assert f"torch 1.0, timm {again.versions['timm']}, not with" in found[2]
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert [row["versions"] for row in csv.DictReader(file)] == [each.versions for each in again.evaluations]
+    assert not any("was computed with" in each for each in remarks(results))
+
+
 def test_an_interrupted_benchmark_goes_on_where_it_stopped(finished, tmp_path):
     def press_ctrl_c(step):
         if step.done == 1:
@@ -129,7 +222,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_stopped(finished, tmp_path):
     steps = []
     results = benchmark(dataset, CONFIG, out=tmp_path, progress=steps.append)
     assert [s.done for s in steps if s.step is None] == [1, 2]
-    assert [run.category for run in results.runs] == ["bolt", "nut"]
+    assert [run.category for run in results.evaluations] == ["bolt", "nut"]
 
 
 def test_other_data_is_run_again(finished, tmp_path):
@@ -138,8 +231,14 @@ def test_other_data_is_run_again(finished, tmp_path):
     (tmp_path / "results.json").write_bytes((out / "results.json").read_bytes())
     (root / "nut/test/good/002.png").unlink()
     again = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3])
-    assert {(r.category, r.seed, r.test_good) for r in again.runs} == {("bolt", 3, 3), ("bolt", 4, 3), ("nut", 3, 2)}
-    assert [r for r in again.runs if r.category == "bolt"] == [r for r in results.runs if r.category == "bolt"]
+    assert {(r.category, r.seed, r.test_good) for r in again.evaluations} == {
+        ("bolt", 3, 3),
+        ("bolt", 4, 3),
+        ("nut", 3, 2),
+    }
+    assert [r for r in again.evaluations if r.category == "bolt"] == [
+        r for r in results.evaluations if r.category == "bolt"
+    ]
 
 
 def test_a_failed_category_does_not_lose_the_others(tmp_path):
@@ -148,7 +247,7 @@ def test_a_failed_category_does_not_lose_the_others(tmp_path):
     (root / "nut/test/good/001.png").write_bytes(b"no image")
     notes: list[str] = []
     results = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path / "out", notify=notes.append)
-    assert [run.category for run in results.runs] == ["pin"]
+    assert [run.category for run in results.evaluations] == ["pin"]
     assert [(f.category, f.traceback) for f in results.failures] == [("bolt", None), ("nut", None)]
     assert "does not fit its image" in results.failures[0].error
     assert "nut/test/good/001.png" in results.failures[1].error
@@ -162,19 +261,19 @@ def test_processes_give_the_same_figures_and_one_that_dies_is_a_failure(finished
 
     def kill_the_first(step):
         if step.step and not killed:
-            killed.append(step.run)
+            killed.append(step.current)
             for process in multiprocessing.active_children():
                 process.kill()
 
     dataset = open_dataset(str(root), None, ["bolt"])
     broken = benchmark(dataset, CONFIG, out=tmp_path, seeds=[3], jobs=2, progress=kill_the_first)
-    assert (broken.runs, [f.category for f in broken.failures]) == ((), ["bolt"])
+    assert (broken.evaluations, [f.category for f in broken.failures]) == ((), ["bolt"])
     assert "ended from outside" in broken.failures[0].error
     whole = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path, seeds=[3], jobs=2)
     assert whole.failures == ()
-    assert [run.category for run in whole.runs] == ["bolt", "nut"]  # whichever ends first
-    for ours in whole.runs:
-        (theirs,) = [r for r in results.runs if (r.category, r.seed) == (ours.category, 3)]
+    assert [run.category for run in whole.evaluations] == ["bolt", "nut"]  # whichever ends first
+    for ours in whole.evaluations:
+        (theirs,) = [r for r in results.evaluations if (r.category, r.seed) == (ours.category, 3)]
         assert ours.pixel_auroc == pytest.approx(theirs.pixel_auroc, abs=1e-3)
         assert ours.threshold == pytest.approx(theirs.threshold, rel=1e-2)
 
@@ -190,12 +289,12 @@ def test_what_would_fail_in_all_runs_is_said_before_the_first(finished, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def published_run(category: str, backbone: str = "resnet18", seed: int = 0, **figures: float | str | None) -> Run:
+def published(category: str, backbone: str = "resnet18", seed: int = 0, **figures: float | str | None) -> Evaluation:
     values = {
         "image_auroc": 0.9, "image_f1max": 0.9, "pixel_auroc": 0.9, "aupro": 0.9, "pixel_f1max": 0.5,
         "weights": f"imagenet: {backbone}.tv_in1k",
     }  # fmt: skip
-    return Run(
+    return Evaluation(
         backbone=backbone, seed=seed, category=category, threshold=1.0, fpr=0.0, recall=1.0, f1=0.9, train_images=9,
         holdout_images=2, test_good=3, test_anomalous=3, fit_seconds=1.0, milliseconds=5.0, peak_memory_mb=None,
         peak_device_memory_mb=None, device="cpu", input_size=(224, 224), weights_sha256="", data_sha256="", warnings=(),
@@ -203,14 +302,14 @@ def published_run(category: str, backbone: str = "resnet18", seed: int = 0, **fi
     )  # fmt: skip
 
 
-def results_of(*runs: Run, dataset: str = "MVTec AD") -> Results:
+def results_of(*runs: Evaluation, dataset: str = "MVTec AD") -> Results:
     return Results(dataset, FitConfig(), runs, (), {"cfa": "0"})
 
 
 def test_published_figures_stand_beside_ours():
     # Published, resnet18: bottle 0.991, screw 0.625 (mean 0.808); ours: (0.98 + 1) / 2 and 0.9 (mean 0.945).
-    bottles = published_run("bottle", image_auroc=0.98), published_run("bottle", seed=1, image_auroc=1.0)
-    results = results_of(*bottles, published_run("screw", seed=0))
+    bottles = published("bottle", image_auroc=0.98), published("bottle", seed=1, image_auroc=1.0)
+    results = results_of(*bottles, published("screw", seed=0))
     overview, comparison, *_ = tables(results)
     assert overview.rows[0][:2] == ("bottle", "0.990±0.014")
     assert overview.header[6:9] == ("FPR @t", "recall @t", "F1 @t")
@@ -226,7 +325,7 @@ def test_published_figures_stand_beside_ours():
 
 
 def test_what_differs_from_the_published_recipe_is_said():
-    paper = replace(results_of(published_run("bottle")), config=PRESETS["paper"])
+    paper = replace(results_of(published("bottle")), config=PRESETS["paper"])
     assert tables(paper)[0].notes[0] == "Recipe: 224 x 224 px, --preset paper."
     ours = replace(paper, config=replace(PRESETS["default"], seed=3))
     assert tables(ours)[0].notes[0] == "Recipe: 224 x 224 px, --preset default."
@@ -238,7 +337,7 @@ def test_what_differs_from_the_published_recipe_is_said():
 
 
 def test_the_authors_figures_are_marked_as_chosen_on_the_test_set():
-    results = results_of(published_run("bottle"), published_run("bottle", "wide_resnet50_2", image_auroc=0.999))
+    results = results_of(published("bottle"), published("bottle", "wide_resnet50_2", image_auroc=0.999))
     comparison = next(table for table in tables(results) if table.title == "image AUROC")
     assert comparison.header[4:] == ("wide_resnet50_2", *("anomalib", "difference"), *("authors†", "difference"))
     assert comparison.rows[0][4:] == ("0.999", "0.998", "+0.001", "1.000", "-0.001")
@@ -250,9 +349,9 @@ def test_the_authors_figures_are_marked_as_chosen_on_the_test_set():
 @pytest.mark.parametrize(
     ("results", "reason"),
     [
-        (results_of(published_run("bottle", weights="embedded")), "theirs come from the ImageNet weights"),
-        (results_of(published_run("bottle", "vgg19_bn")), "no published figures of CFA with vgg19_bn"),
-        (results_of(published_run("bottle"), dataset="mine/"), "of MVTec AD, these are of mine/"),
+        (results_of(published("bottle", weights="embedded")), "theirs come from the ImageNet weights"),
+        (results_of(published("bottle", "vgg19_bn")), "no published figures of CFA with vgg19_bn"),
+        (results_of(published("bottle"), dataset="mine/"), "of MVTec AD, these are of mine/"),
     ],
 )
 def test_published_figures_that_do_not_compare_are_left_out(results, reason):
@@ -262,14 +361,14 @@ def test_published_figures_that_do_not_compare_are_left_out(results, reason):
 
 
 def test_undefined_metrics_are_no_figures():
-    results = results_of(published_run("a", aupro=None), published_run("b", aupro=0.5), dataset="mine/")
+    results = results_of(published("a", aupro=None), published("b", aupro=0.5), dataset="mine/")
     (overview,) = tables(results)
     column = [row[overview.header.index("AUPRO")] for row in overview.rows]
     assert column == ["-", "0.500", "0.500"]
 
 
 def test_the_published_table_is_the_one_that_was_published():
-    document = json.loads((Path(__file__).parents[2] / "cfa_cli/published/mvtec_cfa.json").read_text())
+    document = json.loads((Path(__file__).parents[2] / "cfa_cli/results/published/mvtec_cfa.json").read_text())
     for backbone in ("resnet18", "wide_resnet50_2"):
         categories = [figures for name, figures in document[backbone].items() if name != "average"]
         assert len(categories) == 15

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from cfa_cli.config import PRESETS, FitConfig
-from cfa_cli.engine.results import METRICS, Figure, Results, average, figure
+from cfa_cli.results.benchmark import METRICS, Figure, Results, average, figure, versions_text
 
 MVTEC = "MVTec AD"  # the one data set that CFA's published figures are of
 _EMPTY = "-"
@@ -58,15 +58,26 @@ def remarks(results: Results) -> list[str]:
     lines = [_why_nothing_published(results, each) for each in results.backbones if not _published(results, each)]
     lines = list(dict.fromkeys(lines))
     warnings: dict[str, list[str]] = {}
-    for run in results.runs:
-        for warning in run.warnings:
-            warnings.setdefault(warning, []).append(run.category)
+    for each in results.evaluations:
+        for warning in each.warnings:
+            warnings.setdefault(warning, []).append(each.category)
     for warning, categories in warnings.items():
         names = list(dict.fromkeys(categories))
         everywhere = len(names) == len(results.categories)
         lines.append(warning if everywhere else f"{', '.join(names)}: {warning}")
+    lines += _other_versions(results)
     lines += [f"{f.category} ({f.backbone}, seed {f.seed}) failed: {f.error}" for f in results.failures]
     return lines
+
+
+def _other_versions(results: Results) -> list[str]:
+    """Name each evaluation that an earlier session computed with other versions than this one's."""
+    ours = versions_text(results.versions)
+    return [
+        f"{each.category} ({each.backbone}, seed {each.seed}) was computed with {each.versions}, not with {ours}."
+        for each in results.evaluations
+        if each.versions not in ("", ours)
+    ]
 
 
 def markdown(results: Results) -> str:
@@ -78,18 +89,18 @@ def markdown(results: Results) -> str:
     lines += [f"- {remark}" for remark in remarks(results)]
     lines += ["", "Metrics are exact, over all pixels at the masks' own resolution; averages are unweighted means."]
     lines += ["Versions: " + ", ".join(f"{name} {text}" for name, text in results.versions.items()) + "."]
-    commands = dict.fromkeys(run.command for run in results.runs if run.command)
+    commands = dict.fromkeys(each.command for each in results.evaluations if each.command)
     lines += ["", "To repeat it:", "", *(f"    {command}" for command in commands)] if commands else []
     return "\n".join(lines) + "\n"
 
 
 def _overview(results: Results, backbone: str) -> Table:
-    """The five metrics, what the calibrated threshold does, and what the run costs."""
+    """The five metrics, what the calibrated threshold does, and what it costs."""
     columns = {**METRICS, "fpr": "FPR @t", "recall": "recall @t", "f1": "F1 @t"}
     columns |= {"fit_seconds": "fit, s", "milliseconds": "ms/image"}
-    runs = [run for run in results.runs if run.backbone == backbone]
-    memory = [run.peak_memory_mb for run in runs if run.peak_memory_mb]
-    seeds = {run.seed for run in runs}
+    chosen = [each for each in results.evaluations if each.backbone == backbone]
+    memory = [each.peak_memory_mb for each in chosen if each.peak_memory_mb]
+    seeds = {each.seed for each in chosen}
     notes = [
         f"Recipe: {_recipe(results)}.",
         "@t: at the calibrated threshold, which comes from good training images alone.",
@@ -102,7 +113,7 @@ def _overview(results: Results, backbone: str) -> Table:
 
 
 def _recipe(results: Results) -> str:
-    """The input's size, the preset that is nearest, and where the runs differ from it."""
+    """The input's size, the preset that is nearest, and where the evaluations differ from it."""
 
     def differences(preset: FitConfig) -> list[str]:
         pairs = [(name, getattr(results.config, name), getattr(preset, name)) for name in _RECIPE]
@@ -110,7 +121,9 @@ def _recipe(results: Results) -> str:
 
     name = min(PRESETS, key=lambda name: len(differences(PRESETS[name])))
     different = differences(PRESETS[name])
-    sizes = " and ".join(f"{width} x {height} px" for height, width in sorted({run.input_size for run in results.runs}))
+    sizes = " and ".join(
+        f"{width} x {height} px" for height, width in sorted({each.input_size for each in results.evaluations})
+    )
     return f"{sizes}, --preset {name}{' but for ' if different else ''}{', '.join(different)}"
 
 
@@ -177,7 +190,9 @@ def _published(results: Results, backbone: str) -> list[_Published]:
     """The published figures that compare: those of the same data, backbone and weights."""
     if results.dataset != MVTEC or _weights(results, backbone) != f"imagenet: {backbone}.tv_in1k":
         return []
-    document: dict[str, Any] = json.loads(files("cfa_cli").joinpath("published", "mvtec_cfa.json").read_text("utf-8"))
+    document: dict[str, Any] = json.loads(
+        files("cfa_cli.results").joinpath("published", "mvtec_cfa.json").read_text("utf-8")
+    )
     found = []
     if backbone in document:
         found.append(_Published("anomalib", document[backbone], f"anomalib: {document['source']}."))
@@ -200,7 +215,7 @@ def _why_nothing_published(results: Results, backbone: str) -> str:
 
 
 def _weights(results: Results, backbone: str) -> str:
-    return ", ".join(dict.fromkeys(run.weights for run in results.runs if run.backbone == backbone))
+    return ", ".join(dict.fromkeys(each.weights for each in results.evaluations if each.backbone == backbone))
 
 
 def _text(found: Figure | None, field: str) -> str:
