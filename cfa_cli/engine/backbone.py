@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.func import functional_call
 
 from cfa_cli.config import FitConfig
 from cfa_cli.model.backbone import Backbone, check_backbone_name
-from cfa_cli.model.network import extract_levels
 from cfa_cli.records import BackboneInfo
 from cfa_cli.weights.loading import load_weights
 
@@ -23,8 +23,9 @@ def load_backbone(config: FitConfig, notify: Callable[[str], None]) -> tuple[Bac
     return backbone, info
 
 
-def level_shapes(backbone: Backbone, input_size: tuple[int, int], device: torch.device) -> list[tuple[int, int, int]]:
+def level_shapes(backbone: Backbone, input_size: tuple[int, int]) -> list[tuple[int, int, int]]:
     """Return (C_l, h_l, w_l) of each feature map for an input of `input_size` (height, width) px."""
-    with torch.inference_mode():
-        levels = extract_levels(backbone, torch.zeros(1, 3, *input_size, device=device))
-    return [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
+    with torch.device("meta"):  # shapes alone: nothing is computed
+        weightless = {name: torch.empty(tensor.shape) for name, tensor in backbone.state_dict().items()}
+        maps = functional_call(backbone, weightless, torch.empty(1, 3, *input_size))
+    return [(each.shape[1], each.shape[2], each.shape[3]) for each in maps]

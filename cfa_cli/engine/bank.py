@@ -10,11 +10,12 @@ from torch import Tensor
 
 from cfa_cli.config import MAX_AUTO_CENTROIDS, FitConfig
 from cfa_cli.engine.features import FeatureStore
-from cfa_cli.engine.workers import Workers
+from cfa_cli.engine.workers import Workers, images_at_a_time
 from cfa_cli.model.bank import KMEANS_ITERATIONS, compress, ema_bank, kmeans_bank, mean_bank
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.scoremap import position_baseline, position_scores
 from cfa_cli.model.search import NeighbourSearch
+from cfa_cli.model.tiles import row_bands
 from cfa_cli.records import Progress, ProgressCallback
 
 
@@ -42,13 +43,40 @@ def build_bank(
             yield descriptor(store.levels([image], device)).flatten(0, 2)
             progress(Progress("building the bank", next(steps), passes * len(images)))
 
+    def drawable() -> Iterator[DrawnDescriptors]:
+        for image in images:
+            yield DrawnDescriptors(store.levels([image], device), descriptor)
+            progress(Progress("building the bank", next(steps), passes * len(images)))
+
     _, height, width = store.shapes[0]
     gamma_c = resolve_gamma_c(config.gamma_c, (height, width))
     with torch.no_grad():
         if config.bank == "kmeans":
-            return kmeans_bank(described, len(images), height * width // gamma_c, config.seed)
+            return kmeans_bank(drawable, len(images), height * width // gamma_c, config.seed)
         bank = mean_bank(described()) if config.bank == "mean" else ema_bank(described())
         return compress(bank, gamma_c, config.seed)
+
+
+class DrawnDescriptors:
+    """An image's descriptors (h*w, D), of which few are looked at: computed by bands of rows, and not kept."""
+
+    def __init__(self, levels: Sequence[Tensor], descriptor: Descriptor) -> None:
+        self._levels, self._descriptor = levels, descriptor
+
+    def __len__(self) -> int:
+        return self._levels[0].shape[2] * self._levels[0].shape[3]
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Return the descriptors (n, D) at positions (n,) int64."""
+        height, width = self._levels[0].shape[2:]
+        positions = positions.to(self._levels[0].device)
+        drawn = self._levels[0].new_empty(len(positions), len(self._descriptor.bias))
+        for rows in row_bands(height, width):
+            first, last = rows or (0, height)
+            within = (positions >= first * width) & (positions < last * width)
+            band = self._descriptor(self._levels, rows).flatten(0, 2)
+            drawn[within] = band[positions[within] - first * width]
+        return drawn
 
 
 def score_positions(
@@ -66,13 +94,18 @@ def score_positions(
 
     def score(image: int) -> Tensor:
         with torch.no_grad():
-            queries = described(store.levels([image], bank.device)).flatten(0, 2)
-            return position_scores(search(queries, config.score_neighbours)[0]).view(height, width).cpu()
+            levels = store.levels([image], bank.device)
+            bands = []
+            for rows in row_bands(height, width):
+                queries = described(levels, rows).flatten(0, 2)
+                bands.append(position_scores(search(queries, config.score_neighbours)[0]))
+            return torch.cat(bands).view(height, width).cpu()
 
     scores: list[Tensor] = []
-    with Workers(bank.device, config.batch_size) as workers:
-        for start in range(0, len(images), config.batch_size):
-            scores += workers.map(score, images[start : start + config.batch_size])
+    batch_size = images_at_a_time(store.input_size, config.batch_size)
+    with Workers(bank.device, batch_size) as workers:
+        for start in range(0, len(images), batch_size):
+            scores += workers.map(score, images[start : start + batch_size])
             progress(Progress("calibrating", len(scores), len(images)))
     return torch.stack(scores)
 

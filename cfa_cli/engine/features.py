@@ -22,11 +22,11 @@ from cfa_cli.data.depth import widen
 from cfa_cli.data.statistics import ImageStatistics, measure
 from cfa_cli.engine.memory import available_memory
 from cfa_cli.engine.reading import read_ahead
-from cfa_cli.engine.workers import Workers
+from cfa_cli.engine.workers import Workers, images_at_a_time
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
-from cfa_cli.model.network import extract_levels
+from cfa_cli.model.tiles import extract_levels
 from cfa_cli.records import Geometry, Progress, ProgressCallback, Source
 
 BATCH_SIZE = 8  # images whose maps are computed at a time
@@ -55,6 +55,11 @@ class FeatureStore:
             self._rows = torch.empty(capacity, row, dtype=torch.float16)
         else:
             self._rows = self._map_file(capacity, row)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """About the network's input (height, width) px: the finest map has stride 4, or a little more."""
+        return 4 * self.shapes[0][1], 4 * self.shapes[0][2]
 
     def append(self, levels: Sequence[Tensor]) -> None:
         """Add a batch of feature maps [(B, C_l, h_l, w_l)]; values past half precision's range are cut to it."""
@@ -121,6 +126,8 @@ def store_features(
     skipped: list[tuple[str, str]] = []
     waiting: list[Tensor] = []
 
+    batch_size = images_at_a_time(geometry.input_size, BATCH_SIZE)
+
     def extract(images: Tensor) -> list[Tensor]:
         with torch.inference_mode():
             return extract_levels(backbone, images.to(device).contiguous(memory_format=torch.channels_last))
@@ -140,16 +147,16 @@ def store_features(
         prepare,
         full_scale=lambda image: (widen(image, bit_depth), None),
         keep_images=False,
-        ahead=2 * BATCH_SIZE,
+        ahead=2 * batch_size,
     )
-    with Workers(device, BATCH_SIZE) as workers:
+    with Workers(device, batch_size) as workers:
         for number, decoded in enumerate(stream, start=1):
             if decoded.input is None:
                 skipped.append((str(decoded.source.path), decoded.error or ""))
             else:
                 usable.append(decoded.source)
                 waiting.append(decoded.input)
-            if len(waiting) == BATCH_SIZE:
+            if len(waiting) == batch_size:
                 flush()
             progress(Progress("reading", number, len(sources)))
         flush()

@@ -58,7 +58,7 @@ def fit(
     tensors = {f"backbone.{name}": tensor.numpy().copy() for name, tensor in backbone.weights().items()}
     backbone.to(device, dtype).to(memory_format=torch.channels_last)
     geometry = Geometry(config.size or auto_size(sample_aspects(paths)), config.crop, backbone.mean, backbone.std)
-    shapes = level_shapes(backbone, geometry.input_size, device)
+    shapes = level_shapes(backbone, geometry.input_size)
     grid = shapes[0][1], shapes[0][2]
     config = replace(config, gamma_c=resolve_gamma_c(config.gamma_c, grid))
     _check_centroids(grid, config)

@@ -17,7 +17,7 @@ from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
 from cfa_cli.engine.calibrate import normalize
 from cfa_cli.engine.reading import Decoded, read_ahead
-from cfa_cli.engine.workers import Workers
+from cfa_cli.engine.workers import Workers, images_at_a_time
 from cfa_cli.errors import BundleError, CfaError, DeviceError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
@@ -66,7 +66,7 @@ class NetworkScorer:
         dtype = backbone_dtype(precision, self.device)
         self.network.backbone.to(dtype).to(memory_format=torch.channels_last)
         self.network.use_quick_search()
-        self._workers = Workers(self.device, BATCH_SIZE)
+        self._workers = Workers(self.device, images_at_a_time(geometry.input_size, BATCH_SIZE))
 
     def compile(self) -> None:
         """Compile the backbone, for batches and for single images: the same scores but for rounding, a little sooner.
@@ -179,6 +179,7 @@ def score_sources(
 
     Each Prediction's `map` is at the network's input size. An unreadable image has its `error` and no score.
     """
+    batch_size = images_at_a_time(scorer.geometry.input_size, batch_size)
     with ThreadPoolExecutor(1, "cfa-score") as thread:
         # While the caller handles one batch, the next is scored.
         waiting: Future[list[Prediction]] | None = None

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from cfa_cli.config import FitConfig
 from cfa_cli.engine.features import FeatureStore
-from cfa_cli.engine.workers import Workers
+from cfa_cli.engine.workers import Workers, images_at_a_time
 from cfa_cli.model.descriptor import Descriptor, describe
 from cfa_cli.model.loss import INITIAL_RADIUS, coupled_hypersphere_loss
 from cfa_cli.model.search import NeighbourSearch
+from cfa_cli.model.tiles import row_bands
 
 EpochCallback = Callable[[int, int, float], None]  # epoch from 1, images done in it, mean loss so far
 
@@ -39,7 +40,7 @@ def train_descriptor(
     order = torch.Generator().manual_seed(config.seed)
     members = torch.as_tensor(images)
     losses = []
-    with Workers(device, config.batch_size) as workers:
+    with Workers(device, images_at_a_time(store.input_size, config.batch_size)) as workers:
         for epoch in range(1, config.epochs + 1):
             total, done = 0.0, 0
             for batch in torch.split(members[torch.randperm(len(members), generator=order)], config.batch_size):
@@ -55,11 +56,9 @@ def train_descriptor(
                     config.neighbours,
                 )
                 parts = workers.split(batch)
-                shares = [len(part) / len(batch) for part in parts]
                 results = workers.map(step, parts)
-                loss, by_weight, by_bias, by_radius = (
-                    sum(share * value for share, value in zip(shares, values, strict=True))
-                    for values in zip(*results, strict=True)
+                loss, by_weight, by_bias, by_radius = _average(
+                    [(len(part), result) for part, result in zip(parts, results, strict=True)]
                 )
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward([weight, bias], [by_weight, by_bias])
@@ -81,10 +80,25 @@ def _loss_and_gradients(
     images: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return some images' mean loss () and its gradients by weight (D, C + 2), bias (D,) and radius ()."""
+    levels = store.levels(images, weight.device)
+    _, _, height, width = levels[0].shape
     parameters = weight.requires_grad_(), bias.requires_grad_()
-    descriptors = describe(store.levels(images, weight.device), *parameters).flatten(0, 2)
-    points = descriptors.detach()
-    squared, indices = search(points, 2 * neighbours)
-    loss, by_descriptor, by_radius = coupled_hypersphere_loss(points, search.bank, squared, indices, radius)
-    by_weight, by_bias = torch.autograd.grad(descriptors, parameters, by_descriptor)
+    bands = []
+    for rows in row_bands(height, width):
+        descriptors = describe(levels, *parameters, rows).flatten(0, 2)
+        points = descriptors.detach()
+        squared, indices = search(points, 2 * neighbours)
+        loss, by_descriptor, by_radius = coupled_hypersphere_loss(points, search.bank, squared, indices, radius)
+        by_weight, by_bias = torch.autograd.grad(descriptors, parameters, by_descriptor)
+        bands.append((len(points), (loss, by_weight, by_bias, by_radius)))
+    return _average(bands)
+
+
+def _average(parts: Sequence[tuple[int, tuple[Tensor, ...]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the means of tensors over parts: (positions or images in it, its loss and gradients)."""
+    count = sum(size for size, _ in parts)
+    loss, by_weight, by_bias, by_radius = (
+        torch.stack([value * (size / count) for (size, _), value in zip(parts, values, strict=True)]).sum(0)
+        for values in zip(*(each for _, each in parts), strict=True)
+    )
     return loss, by_weight, by_bias, by_radius

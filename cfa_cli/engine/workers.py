@@ -14,7 +14,14 @@ from torch import Tensor
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
+PIXELS_AT_A_TIME = 8 * 512**2  # of the network's input: larger images are computed one by one, by all threads
+
 _starting = threading.Lock()  # while torch's default is another
+
+
+def images_at_a_time(size: tuple[int, int], most: int) -> int:
+    """Return how many images are computed side by side, 1 to `most`, for inputs of `size` (height, width) px."""
+    return max(1, min(most, PIXELS_AT_A_TIME // (size[0] * size[1])))
 
 
 class Workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,14 @@ from cfa_cli.model.search import NeighbourSearch
 EMA_RATE = 0.1
 KMEANS_ITERATIONS = 3
 KMEANS_POINTS = 32  # a cluster and iteration: more move the centroids very little
+
+
+class Drawable(Protocol):
+    """An image's descriptors (h*w, D), or what gives those at positions (n,) as (n, D)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: Tensor, /) -> Tensor: ...
 
 
 def mean_bank(descriptors: Iterable[Tensor]) -> Tensor:
@@ -48,7 +57,7 @@ def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:
     return bank
 
 
-def kmeans_bank(descriptors: Callable[[], Iterable[Tensor]], images: int, clusters: int, seed: int) -> Tensor:
+def kmeans_bank(descriptors: Callable[[], Iterable[Drawable]], images: int, clusters: int, seed: int) -> Tensor:
     """Cluster all images' descriptors by K-means, image by image, so that memory does not grow with them.
 
     `descriptors()` gives (h*w, D) an image, the same on each call. Starts from descriptors drawn evenly over the
@@ -60,7 +69,7 @@ def kmeans_bank(descriptors: Callable[[], Iterable[Tensor]], images: int, cluste
     def drawn(total: int) -> Iterator[Tensor]:
         for number, image in enumerate(descriptors()):
             share = total // images + (number < total % images)
-            yield image[torch.randperm(len(image), generator=generator)[:share].to(image.device)]
+            yield image[torch.randperm(len(image), generator=generator)[:share]]
 
     bank = torch.cat(list(drawn(clusters)))
     for _ in range(KMEANS_ITERATIONS):

@@ -48,9 +48,12 @@ class Descriptor(nn.Module):
         self.weight = nn.Parameter(convolution.weight.detach())
         self.bias = nn.Parameter(convolution.bias.detach() if convolution.bias is not None else torch.zeros(0))
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Map levels [(B, C_l, h_l, w_l)], finest first, to descriptors (B, h, w, D) on the first level's grid."""
-        return describe(levels, self.weight.flatten(1), self.bias)
+    def forward(self, levels: Sequence[Tensor], rows: tuple[int, int] | None = None) -> Tensor:
+        """Map levels [(B, C_l, h_l, w_l)], finest first, to descriptors (B, h, w, D) on the first level's grid.
+
+        rows: the first row and that after the last; None: all.
+        """
+        return describe(levels, self.weight.flatten(1), self.bias, rows)
 
     def in_frame(self, frame: Frame) -> tuple[Tensor, Tensor]:
         """Return the weight (D, C + 2) and bias (D,) for `describe` that give the descriptors in the frame."""
@@ -64,11 +67,19 @@ class Descriptor(nn.Module):
         return moved
 
 
-def describe(levels: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Map levels [(B, C_l, h_l, w_l)] by a weight (D, C + 2) and bias (D,) to descriptors (B, h, w, D)."""
+def describe(levels: Sequence[Tensor], weight: Tensor, bias: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
+    """Map levels [(B, C_l, h_l, w_l)] by a weight (D, C + 2) and bias (D,) to descriptors (B, h, w, D).
+
+    rows: the first row of the first level's grid and that after the last; None: all.
+    """
+    _, _, height, width = levels[0].shape
+    place = coordinates(height, width, weight)
+    if rows is not None:
+        place = place[slice(*rows)]
+        levels = [_interpolate_rows(level, rows, height) for level in levels]
     batch, _, height, width = levels[0].shape
+    place = place.expand(batch, height, width, 2)
     *by_level, by_place = torch.split(weight, [*(level.shape[1] for level in levels), 2], dim=1)
-    place = coordinates(height, width, weight).expand(batch, height, width, 2)
     # The first level's product takes the coordinates and the bias along.
     finest = torch.cat([levels[0].permute(0, 2, 3, 1), place, place.new_ones(batch, height, width, 1)], dim=-1)
     result = finest @ torch.cat([by_level[0], by_place, bias[:, None]], dim=1).T
@@ -82,6 +93,17 @@ def coordinates(height: int, width: int, like: Tensor) -> Tensor:
     rows = torch.linspace(-1, 1, height, dtype=like.dtype, device=like.device)
     columns = torch.linspace(-1, 1, width, dtype=like.dtype, device=like.device)
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+
+
+def _interpolate_rows(level: Tensor, rows: tuple[int, int], height: int) -> Tensor:
+    """Return what a level (B, C, h_l, w_l) has at some of `height` rows, bilinear, align_corners false."""
+    if level.shape[2] == height:
+        return level[:, :, slice(*rows)]
+    centres = (torch.arange(*rows, device=level.device) + 0.5) * (level.shape[2] / height) - 0.5
+    centres = centres.clamp(0, level.shape[2] - 1)
+    below = centres.long()
+    above = (below + 1).clamp_max(level.shape[2] - 1)
+    return level[:, :, below].lerp(level[:, :, above], (centres - below)[:, None])
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:

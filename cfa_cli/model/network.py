@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cfa_cli.model.backbone import Backbone
-from cfa_cli.model.descriptor import Descriptor, is_efficientnet, pool_levels
+from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.scoremap import ScoreMap, image_scores, position_scores
 from cfa_cli.model.search import NeighbourSearch, nearest_plain
+from cfa_cli.model.tiles import extract_levels, row_bands
 
 
 class Network(nn.Module):
@@ -52,20 +53,14 @@ class Network(nn.Module):
         return self.score(extract_levels(self.backbone, images))
 
     def score(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Score pooled levels [(B, C_l, h_l, w_l)] float32."""
-        descriptors = self.descriptor(levels)
-        batch, height, width, channels = descriptors.shape
-        queries = descriptors.reshape(-1, channels)
-        search = self.search or partial(nearest_plain, bank=self.bank)
-        squared, _ = search(queries, k=self.neighbours)
-        maps = self.score_map(position_scores(squared).view(batch, height, width) / self.baseline)
+        """Score pooled feature maps [(B, C_l, h_l, w_l)] float32."""
+        positions = torch.cat([self._score_rows(levels, rows) for rows in row_bands(*levels[0].shape[2:])], dim=1)
+        maps = self.score_map(positions / self.baseline)
         return image_scores(maps), maps
 
-
-def extract_levels(backbone: Backbone, images: Tensor) -> list[Tensor]:
-    """Return the pooled float32 levels of normalised images (B, 3, H, W) float32, computed in the backbone's type."""
-    dtype = next(backbone.parameters()).dtype
-    if dtype != torch.float32:
-        images = images.to(dtype)
-    maps = [m.float() for m in backbone(images)]
-    return pool_levels(maps, divide_by_channels=is_efficientnet(backbone.name))
+    def _score_rows(self, levels: Sequence[Tensor], rows: tuple[int, int] | None) -> Tensor:
+        """Score the positions of a band of rows, or of all: (B, rows, w)."""
+        descriptors = self.descriptor(levels, rows)
+        search = self.search or partial(nearest_plain, bank=self.bank)
+        squared, _ = search(descriptors.flatten(0, 2), k=self.neighbours)
+        return position_scores(squared).view(descriptors.shape[:3])

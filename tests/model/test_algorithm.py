@@ -11,8 +11,9 @@ from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.bank import compress, ema_bank, kmeans_bank, mean_bank
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels, is_efficientnet, pool_levels
 from cfa_cli.model.loss import coupled_hypersphere_loss
-from cfa_cli.model.network import Network, extract_levels
+from cfa_cli.model.network import Network
 from cfa_cli.model.scoremap import ScoreMap, image_scores, position_baseline, position_scores
+from cfa_cli.model.tiles import extract_levels
 
 GRIDS = [(8, 8), (6, 10), (9, 4)]
 

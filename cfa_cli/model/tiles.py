@@ -1,0 +1,92 @@
+"""Large images in parts: the backbone by overlapping tiles, and everything after it by bands of the grid's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.descriptor import is_efficientnet, pool_levels
+
+TILE = 1024  # px a side, without the overlap
+WHOLE_PIXELS = 2 * TILE**2  # up to here the backbone takes an image whole
+BAND_POSITIONS = 32_768  # of the grid: their descriptors take some 60 MB at 448 channels
+PROBE = 64  # px: the other side of the images that tell what depends on what
+
+
+class Plan(NamedTuple):
+    """How an image is cut: px of overlap, and for each feature map its stride in px and its size (h_l, w_l)."""
+
+    overlap: int
+    strides: list[int]
+    sizes: list[tuple[int, int]]
+
+
+def extract_levels(backbone: Backbone, images: Tensor) -> list[Tensor]:
+    """Return the pooled feature maps of images, computed in the backbone's number type.
+
+    images: (B, 3, H, W) float32, normalised. Large ones are computed in overlapping tiles, of which only what does not
+    depend on their borders is used: the same result, but for rounding, in memory that does not grow with the image.
+    Backbones in which every output depends on every pixel take them whole.
+
+    Returns [(B, C_l, h_l, w_l)] float32, finest first.
+    """
+    height, width = images.shape[2:]
+    plan = plan_tiles(backbone, height, width) if height * width > WHOLE_PIXELS else None
+    if plan is None:
+        return _pooled_maps(backbone, images)
+    levels = [images.new_empty(len(images), c, *size) for c, size in zip(backbone.channels, plan.sizes, strict=True)]
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            above, before = max(0, top - plan.overlap), max(0, left - plan.overlap)
+            tile = images[:, :, above : top + TILE + plan.overlap, before : left + TILE + plan.overlap]
+            parts = _pooled_maps(backbone, tile.contiguous(memory_format=torch.channels_last))
+            for level, part, stride in zip(levels, parts, plan.strides, strict=True):
+                place = level[:, :, top // stride : (top + TILE) // stride, left // stride : (left + TILE) // stride]
+                row, column = (top - above) // stride, (left - before) // stride
+                place.copy_(part[:, :, row : row + place.shape[2], column : column + place.shape[3]])
+    return levels
+
+
+def plan_tiles(backbone: Backbone, height: int, width: int) -> Plan | None:
+    """Return how images of a size are cut for a backbone; None if they cannot be.
+
+    What depends on what is asked of the backbone itself: a row of NaN spoils every output that depends on it.
+    """
+    weight = next(backbone.parameters())
+    with torch.inference_mode():
+        rows = torch.zeros(1, 3, 2 * TILE, PROBE, device=weight.device, dtype=weight.dtype)
+        rows[:, :, TILE] = torch.nan
+        spoiled = [m.isnan().any(dim=3).any(dim=1)[0] for m in backbone(rows)]
+        tall = backbone(torch.zeros(1, 3, height, PROBE, device=weight.device, dtype=weight.dtype))
+        wide = backbone(torch.zeros(1, 3, PROBE, width, device=weight.device, dtype=weight.dtype))
+    strides = [2 * TILE // len(rows_of) for rows_of in spoiled]
+    reach = 0
+    for stride, of_level in zip(strides, spoiled, strict=True):
+        hit = torch.nonzero(of_level)[:, 0]
+        if not len(hit) or int(hit[0]) == 0 or int(hit[-1]) == len(of_level) - 1 or TILE % stride:
+            return None
+        reach = max(reach, TILE - int(hit[0]) * stride, (int(hit[-1]) + 1) * stride - TILE)
+    coarsest = max(strides)
+    overlap = -(-(reach + coarsest) // coarsest) * coarsest  # one position more, for the pooling
+    return Plan(overlap, strides, [(t.shape[2], w.shape[3]) for t, w in zip(tall, wide, strict=True)])
+
+
+def row_bands(height: int, width: int) -> Iterator[tuple[int, int] | None]:
+    """Yield (first row, row after the last) of bands that cover a grid (height, width); None where one band is all."""
+    rows = max(1, BAND_POSITIONS // width)
+    if rows >= height:
+        yield None
+        return
+    for start in range(0, height, rows):
+        yield start, min(start + rows, height)
+
+
+def _pooled_maps(backbone: Backbone, images: Tensor) -> list[Tensor]:
+    dtype = next(backbone.parameters()).dtype
+    if dtype != torch.float32:
+        images = images.to(dtype)
+    return pool_levels([m.float() for m in backbone(images)], divide_by_channels=is_efficientnet(backbone.name))
