@@ -56,7 +56,7 @@ def read_header(data: bytes) -> Header | None:
             return _webp(data)
         if match := _PNM.match(data[:1024]):
             return _pnm(match)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise ValueError("its header is cut off") from error
     return None
 
@@ -177,7 +177,7 @@ def _orientation(tiff: bytes) -> int:
     """Return the orientation that EXIF data, which are a TIFF's, ask for: 1 to 8; 1 where they are damaged."""
     try:
         value = _tiff_tags(tiff).get(274, (1,))[0]
-    except (ValueError, struct.error, IndexError):
+    except (ValueError, struct.error, IndexError, OverflowError):
         return 1
     return value if 1 <= value <= 8 else 1
 
