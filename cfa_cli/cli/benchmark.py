@@ -20,66 +20,76 @@ if TYPE_CHECKING:
     from cfa_cli.results.tables import Table
 
 
+DataSet = Annotated[
+    str, typer.Argument(metavar="DATASET", help="mvtec, visa, btad, mpdd, or a folder in MVTec's layout.")
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where the data set lies.",
+        show_default="the working folder",
+        rich_help_panel=options.FILES,
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="The folder to write the results to.", rich_help_panel=options.FILES
+    ),
+]
+SaveModels = Annotated[
+    bool, typer.Option("--save-models", help="Keep the models in OUT/models.", rich_help_panel=options.FILES)
+]
+SaveMaps = Annotated[
+    bool,
+    typer.Option(
+        "--save-maps",
+        help="Keep the score maps in OUT/maps: float TIFFs, as MVTec's evaluator reads.",
+        rich_help_panel=options.FILES,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Start over, whatever OUT holds.", rich_help_panel=options.FILES)]
+Categories = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="A category; several are allowed.", show_default="all")
+]
+Backbones = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Any timm model with feature maps; several are allowed.", show_default="resnet18"
+    ),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option(metavar="N", help="Several are allowed: mean and spread are shown.", show_default="0"),
+]
+Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Categories at a time, on all GPUs in turn.")
+]
+ThresholdReport = Annotated[
+    bool,
+    typer.Option(
+        "--threshold-report",
+        help="Show in full what the calibrated threshold does.",
+        rich_help_panel=options.MESSAGES,
+    ),
+]
+
+
 @options.fit_options(leave_out=("backbone", "seed"))
 def benchmark(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="mvtec, visa, btad, mpdd, or a folder in MVTec's layout.")
-    ],
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where the data set lies.",
-            show_default="the working folder",
-            rich_help_panel=options.FILES,
-        ),
-    ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FOLDER", help="The folder to write the results to.", rich_help_panel=options.FILES
-        ),
-    ] = Path("benchmark"),
-    save_models: Annotated[
-        bool, typer.Option("--save-models", help="Keep the models in OUT/models.", rich_help_panel=options.FILES)
-    ] = False,
-    save_maps: Annotated[
-        bool,
-        typer.Option(
-            "--save-maps",
-            help="Keep the score maps in OUT/maps: float TIFFs, as MVTec's evaluator reads.",
-            rich_help_panel=options.FILES,
-        ),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start over, whatever OUT holds.", rich_help_panel=options.FILES)
-    ] = False,
-    category: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A category; several are allowed.", show_default="all")
-    ] = None,
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Any timm model with feature maps; several are allowed.", show_default="resnet18"
-        ),
-    ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(metavar="N", help="Several are allowed: mean and spread are shown.", show_default="0"),
-    ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option("--jobs", "-j", min=1, metavar="N", help="Categories at a time, on all GPUs in turn."),
-    ] = 1,
+    dataset: DataSet,
+    data_root: DataRoot = None,
+    out: Out = Path("benchmark"),
+    save_models: SaveModels = False,
+    save_maps: SaveMaps = False,
+    force: Force = False,
+    category: Categories = None,
+    backbone: Backbones = None,
+    seed: Seeds = None,
+    jobs: Jobs = 1,
     config: FitConfig = FitConfig(),
-    threshold_report: Annotated[
-        bool,
-        typer.Option(
-            "--threshold-report",
-            help="Show in full what the calibrated threshold does.",
-            rich_help_panel=options.MESSAGES,
-        ),
-    ] = False,
+    threshold_report: ThresholdReport = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -155,7 +165,8 @@ def _show(results: Results, out: Path, threshold_report: bool) -> None:
         _print(table)
     for remark in remarks(results):
         print(remark)
-    render.print_facts("Written", [("Table", str(out / "results.md")), ("Rows", str(out / "results.csv, .json"))])
+    files = {"Table": out / "results.md", "Rows": out / "results.csv, .json"}
+    render.print_facts("Written", [(name, render.short_path(path)) for name, path in files.items()])
 
 
 def _print(table: Table) -> None:

@@ -86,7 +86,7 @@ def _show(saved: SavedFit) -> None:
             ("Images", images + (f", {len(result.skipped)} left out" if result.skipped else "")),
             *describe.model_facts(result.bundle),
             ("Time", render.duration(result.seconds)),
-            ("File", f"{saved.model} ({render.file_size(saved.bytes)})"),
-            *([("Report", str(saved.report))] if saved.report else []),
+            ("File", f"{render.short_path(saved.model)} ({render.file_size(saved.bytes)})"),
+            *([("Report", render.short_path(saved.report))] if saved.report else []),
         ],
     )

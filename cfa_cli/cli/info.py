@@ -27,5 +27,10 @@ def info(
     images = f"{model.provenance.images} good images (list sha256 {model.provenance.images_sha256[:12]})"
     versions = f"torch {model.provenance.torch}, timm {model.provenance.timm}, Python {model.provenance.python}"
     size = render.file_size(bundle.stat().st_size)
-    facts = [("File", f"{bundle} ({size})"), ("Images", images), *describe.model_facts(model), ("Versions", versions)]
+    facts = [
+        ("File", f"{render.short_path(bundle)} ({size})"),
+        ("Images", images),
+        *describe.model_facts(model),
+        ("Versions", versions),
+    ]
     render.print_facts("Model", facts)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -155,6 +156,15 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for row in rows:
         table.add_row(*(_escape(cell) for cell in row))
     Console(highlight=False).print(table)
+
+
+def short_path(path: str | Path) -> str:
+    """Return a path as a summary shows it: where it is longer than a line, its middle is left out."""
+    text, limit = printable(str(path)), max(30, Console().width - 30)
+    if len(text) <= limit:
+        return text
+    end = (limit - 3) * 2 // 3  # the name tells more than the root
+    return f"{text[: limit - 3 - end]}...{text[-end:]}"
 
 
 def duration(seconds: float) -> str:

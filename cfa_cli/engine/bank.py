@@ -34,14 +34,19 @@ def build_bank(
     config: FitConfig,
     progress: ProgressCallback,
 ) -> Tensor:
-    """Build the bank (M, D) from the initial descriptor's output, image by image."""
+    """Build the bank (M, D) from the initial descriptor's output, image by image.
+
+    K-means passes over the images many times: `progress` counts an image for each share of that work.
+    """
     device = descriptor.weight.device
     steps, passes = count(1), 1 + KMEANS_ITERATIONS if config.bank == "kmeans" else 1
 
     def described() -> Iterator[Tensor]:
-        for image in images:
-            yield descriptor(store.levels([image], device)).flatten(0, 2)
-            progress(Progress("building the bank", next(steps), passes * len(images)))
+        for index in images:
+            yield descriptor(store.levels([index], device)).flatten(0, 2)
+            image, rest = divmod(next(steps), passes)
+            if not rest:
+                progress(Progress("building the bank", image, len(images)))
 
     def drawable() -> Iterator[DrawnDescriptors]:
         for image in images:

@@ -194,6 +194,7 @@ def test_progress_counts_up_to_its_total(good_dir):
         done = [step.done for step in of_phase]
         assert done == sorted(set(done))
         assert {step.total for step in of_phase} == {done[-1]}
+    assert {step.total for step in steps if step.phase == "building the bank"} == {19}  # images, not passes
     training = [step for step in steps if step.phase == "training"]
     assert [step.epoch for step in training] == sorted([1, 2, 3] * 5)  # 19 images in batches of 4
     assert all(step.epochs == 3 and step.loss is not None for step in training)
