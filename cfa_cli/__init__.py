@@ -1,6 +1,6 @@
 """`cfa`: find and localise defects in product images after seeing good ones only.
 
->>> from cfa_cli import FitConfig, fit, load_bundle, predict, save_bundle
+>>> from cfa_cli import FitConfig, ResultWriter, fit, load_bundle, open_model, predict, save_bundle
 
 The names are resolved when they are first used, so that importing the package loads no torch.
 """
@@ -16,25 +16,36 @@ if TYPE_CHECKING:
     from cfa_cli.bundle import load_bundle, save_bundle
     from cfa_cli.config import FitConfig
     from cfa_cli.engine.fit import fit
+    from cfa_cli.engine.model import Model, open_model
     from cfa_cli.engine.predict import predict
+    from cfa_cli.engine.predictions import Predictions
     from cfa_cli.errors import CfaError
-    from cfa_cli.records import Bundle, FitResult, Prediction
+    from cfa_cli.records import Bundle, FitResult, Prediction, PredictSummary
+    from cfa_cli.results.writer import ResultWriter
 
 __all__ = [
     "Bundle",
     "CfaError",
     "FitConfig",
     "FitResult",
+    "Model",
+    "PredictSummary",
     "Prediction",
+    "Predictions",
+    "ResultWriter",
     "fit",
     "load_bundle",
+    "open_model",
     "predict",
     "save_bundle",
 ]
 
 _HOMES = {
     "fit": "cfa_cli.engine.fit",
+    "Model": "cfa_cli.engine.model",
+    "open_model": "cfa_cli.engine.model",
     "predict": "cfa_cli.engine.predict",
+    "Predictions": "cfa_cli.engine.predictions",
     "CfaError": "cfa_cli.errors",
     "load_bundle": "cfa_cli.bundle",
     "save_bundle": "cfa_cli.bundle",
@@ -42,6 +53,8 @@ _HOMES = {
     "FitConfig": "cfa_cli.config",
     "FitResult": "cfa_cli.records",
     "Prediction": "cfa_cli.records",
+    "PredictSummary": "cfa_cli.records",
+    "ResultWriter": "cfa_cli.results.writer",
 }
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 NumberType = Literal["float32", "bfloat16", "float16"]
 Label = Literal["good", "anomalous"]
 ExportFormat = Literal["onnx", "openvino", "torch"]
+SaveKind = Literal["overlay", "map", "mask", "heatmap"]
+DEFAULT_SAVE: tuple[SaveKind, ...] = ("overlay",)
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 RESULT_FOLDERS = ("heatmaps", "maps", "masks", "overlays", "report")  # what predict and benchmark write images to
@@ -190,13 +192,28 @@ class FitResult:
 class Source:
     """One image to score: where it is, and the relative name under which its results are written."""
 
-    path: Path
+    path: Path  # of an array: its name
     name: str  # POSIX, relative, unique among the inputs of a run
+    array: object = field(default=None, repr=False, compare=False)  # in place of a file: what the caller gave
+    state: tuple[int, int] | None = None  # size in bytes, modification time in ns: tells a file that was overwritten
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image's row, as text and numbers."""
+
+    path: str
+    score: float | None
+    normalized: float | None
+    threshold: float
+    label: Label | None
+    milliseconds: float | None
+    error: str | None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's result. `image` and `map` are dropped (None) once they are written."""
+    """One image's result. Arrays are None where the image could not be read, and once they are written."""
 
     source: Source
     score: float | None  # image score, >= 0; None if the image could not be read
@@ -206,5 +223,50 @@ class Prediction:
     milliseconds: float | None  # this image's share of its batch's time from decoding to map
     error: str | None = None
     misfit: str | None = None  # how the image does not fit the model, in a sentence that names no file
-    map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
+    score_map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
+    map: np.ndarray | None = field(default=None, repr=False)  # (h, w) float32 at the source's size, from `predict`
     image: np.ndarray | None = field(default=None, repr=False)  # (h, w, 3) RGB, uint8 or uint16, source size
+
+    @property
+    def result(self) -> ImageResult:
+        """The same as text and numbers."""
+        return ImageResult(
+            path=str(self.source.path),
+            score=self.score,
+            normalized=self.normalized,
+            threshold=self.threshold,
+            label=self.label,
+            milliseconds=self.milliseconds,
+            error=self.error,
+        )
+
+
+@dataclass(frozen=True)
+class ImageFailure:
+    """An image that could not be scored, or whose files could not be written, and why."""
+
+    path: str
+    error: str
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """A run of `predict`. Rows of an earlier run that it went on with are counted."""
+
+    command: Literal["predict"]
+    out: str | None  # the results' folder
+    scores: str | None  # the table's path
+    report: str | None  # the report's path, once it is written
+    threshold: float
+    images: int
+    good: int
+    anomalous: int
+    error_count: int  # images without a score, or whose files could not be written
+    done_before: int  # of `images`: rows of the earlier run
+    seconds: float  # from the call on
+    milliseconds: float | None  # mean of an image
+    warnings: tuple[str, ...]
+    errors: tuple[ImageFailure, ...]  # the first ten; all of them in a complete summary
+    worst: tuple[ImageResult, ...]  # the ten highest scores, descending
+    results: tuple[ImageResult, ...] = ()  # every image, in a complete summary
+    unfinished: tuple[str, ...] = ()  # watched files that were still arriving, or waiting, at the end

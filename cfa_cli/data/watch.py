@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +15,13 @@ from threading import Event
 from watchfiles import Change, watch
 
 from cfa_cli.errors import InputError
-from cfa_cli.records import IMAGE_SUFFIXES, Source
+from cfa_cli.records import IMAGE_SUFFIXES, Prediction, Source
 
 SETTLED = 5.0  # s without a change after which a file counts as written, whatever it looks like
 RESCAN = 5.0  # s; folders on a network tell nothing of what other machines do
 _STEP, _TIMEOUT = 5, 100  # ms: how often the watcher looks, and how often it lets go without a change
 _TAIL = 1024  # bytes
+TOGETHER = 8  # images that are handed out before their results are waited for
 
 
 @dataclass
@@ -27,31 +29,52 @@ class _Waiting:
     """A file that is not known to be whole yet."""
 
     state: tuple[int, int]  # size in bytes, modification time in ns
-    since: float  # monotonic time at which it was first seen so
+    since: float  # time.monotonic() at which it was first seen so
     refused: bool = False  # whether it turned out not to be whole in this state
 
 
-class Arrivals:
-    """Watches a folder, and all below it, for images. Hidden files and what lies in `ignore` are left out.
+def check_folder(folder: Path, ignore: Path | None = None) -> None:
+    """Raise InputError if `folder` is no folder, or lies in `ignore`."""
+    if not folder.exists():
+        raise InputError(f"There is no folder {folder} to watch.", f"Make it first: mkdir -p {folder}")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder.", "Give --watch the folder that images arrive in.")
+    if ignore is not None and folder.resolve().is_relative_to(ignore.resolve()):
+        raise InputError(
+            f"The results' folder {ignore} holds the watched folder.",
+            "Choose another one with --out, or one within it.",
+        )
 
-    Images that are there at the start count as well, so that none is lost while nobody watches. `is_done` says which
-    images need no further look.
+
+class WatchedFolder:
+    """A folder, and all below it, watched for images. Hidden files and what lies in `ignore` are left out.
+
+    Images that are there at the start count as well, so that none is lost while nobody watches. An image that is
+    overwritten is another one: its size or modification time differs. `is_done` says which images need no further look.
     """
 
     def __init__(
         self, folder: Path, is_done: Callable[[Source], bool], stop: Event, ignore: Path | None = None
     ) -> None:
-        """Raises InputError if there is no such folder."""
-        if not folder.is_dir():
-            raise InputError(f"There is no folder {folder} to watch.", f"Make it first: mkdir -p {folder}")
+        """Raises what `check_folder` raises."""
+        check_folder(folder, ignore)
         self._folder, self._is_done, self._stop = folder, is_done, stop
         self._ignored = None if ignore is None else ignore.resolve()
         self._waiting: dict[Path, _Waiting] = {}
         self._handed_out: dict[Path, _Waiting] = {}
+        self._scored: dict[Path, tuple[int, int]] = {}  # in which state
         self._next_scan = 0.0
 
-    def __iter__(self) -> Iterator[list[Source]]:
-        """The images that have become whole, as soon as they are, until `stop` is set. Never an empty list."""
+    @property
+    def unfinished(self) -> list[Path]:
+        """The images that are not known to be whole, or have not been scored, in the order in which they were seen."""
+        return [*self._handed_out, *self._waiting]
+
+    def __iter__(self) -> Iterator[Source | None]:
+        """The images that have become whole, as soon as they are, until `stop` is set; a None after each few of them.
+
+        The None says that those before it are to be scored without waiting for more.
+        """
         while not self._stop.is_set():
             identity = _identity(self._folder)
             if identity is None:  # removed; it may be made again
@@ -62,23 +85,26 @@ class Arrivals:
                 for path in changed:
                     self._notice(path)
                 self._scan()
-                if ready := self._ready():
-                    yield ready
-                if _identity(self._folder) != identity:
+                yield from self._ready()
+                if self._stop.is_set() or _identity(self._folder) != identity:
                     break
+        self._notice(self._folder)  # what is there by now is not scored any more: `unfinished` names it
 
-    def is_final(self, source: Source, *, readable: bool) -> bool:
+    def is_final(self, prediction: Prediction) -> bool:
         """Whether what was read of an image that was handed out was all of it. If not, it is handed out again later.
 
         A file that has gone since was whole if it was readable, and is forgotten otherwise.
         """
+        source, readable = prediction.source, prediction.error is None
         seen = self._handed_out.pop(source.path)
         state = _state(source.path)
         if readable:
             final = state in (None, seen.state)
         else:
             final = state == seen.state and time.monotonic() - seen.since >= SETTLED
-        if not final and state is not None:
+        if final:
+            self._scored[source.path] = seen.state
+        elif state is not None:
             seen.refused = True
             self._waiting[source.path] = seen
         return final
@@ -124,7 +150,7 @@ class Arrivals:
         if path in self._waiting or path.suffix.lower() not in IMAGE_SUFFIXES or self._is_hidden(path):
             return
         state = _state(path)
-        if state is not None and not self._is_done(self._source(path)):
+        if state is not None and self._scored.get(path) != state and not self._is_done(self._source(path, state)):
             self._waiting[path] = _Waiting(state, time.monotonic())
 
     def _is_hidden(self, path: Path) -> bool:
@@ -132,32 +158,41 @@ class Arrivals:
             return True
         return any(part.startswith(".") for part in path.relative_to(self._folder).parts)
 
-    def _source(self, path: Path) -> Source:
+    def _source(self, path: Path, state: tuple[int, int]) -> Source:
         name = path.relative_to(self._folder).as_posix()
-        return Source(path, os.fsencode(name).decode("utf-8", "replace"))
+        return Source(path, os.fsencode(name).decode("utf-8", "replace"), state=state)
 
-    def _ready(self) -> list[Source]:
-        """The images that are whole, in the order in which they were seen."""
-        now = time.monotonic()
-        ready = []
-        for path, waiting in list(self._waiting.items()):
-            state = _state(path)
-            if state is None:
-                del self._waiting[path]
-                continue
-            if state != waiting.state:
-                waiting = self._waiting[path] = _Waiting(state, now)
-            if now - waiting.since >= SETTLED or (not waiting.refused and ends(path)):
-                del self._waiting[path]
-                self._handed_out[path] = waiting
-                ready.append(self._source(path))
-            else:
-                waiting.refused = True
-        return ready
+    def _ready(self) -> Iterator[Source | None]:
+        """The images that are whole, in the order in which they were seen; a None after each few."""
+        count = 0
+        for path in list(self._waiting):
+            if self._is_whole(path):
+                waiting = self._handed_out[path] = self._waiting.pop(path)
+                yield self._source(path, waiting.state)
+                count += 1
+                if count % TOGETHER == 0:
+                    yield None
+                if self._stop.is_set():
+                    break
+        if count % TOGETHER:
+            yield None
+
+    def _is_whole(self, path: Path) -> bool:
+        """Look at a waiting file again; one that has gone is forgotten."""
+        waiting, state, now = self._waiting[path], _state(path), time.monotonic()
+        if state is None:
+            del self._waiting[path]
+            return False
+        if state != waiting.state:
+            waiting = self._waiting[path] = _Waiting(state, now)
+        if now - waiting.since >= SETTLED or (not waiting.refused and ends(path)):
+            return True
+        waiting.refused = True
+        return False
 
 
 def ends(path: Path) -> bool:
-    """Whether an image file has its end. TIFF has none: it is tried, since half a TIFF cannot be decoded."""
+    """Whether an image file has its end. TIFF and PGM have none: they are tried, and half of one cannot be decoded."""
     try:
         with path.open("rb") as file:
             head = file.read(12)
@@ -174,15 +209,16 @@ def ends(path: Path) -> bool:
         return len(head) >= 8 and size >= struct.unpack("<I", head[4:8])[0] + 8
     if head.startswith(b"BM"):
         return len(head) >= 6 and size >= struct.unpack("<I", head[2:6])[0]
-    return head.startswith((b"II", b"MM"))
+    return head.startswith((b"II", b"MM", b"P5", b"P6"))
 
 
 def _state(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and modification time in ns; None of what is no regular file, like a pipe, which is not opened."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -120,14 +120,14 @@ def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[f
     scorer = load_scorer(bundle, job.config.device)
     predictions = score_sources(scorer, sources, bundle.calibration.threshold, keep_images=True)
     for number, (image, prediction) in enumerate(zip(test, predictions, strict=True), start=1):
-        if prediction.score is None or prediction.map is None or prediction.image is None:
+        if prediction.score is None or prediction.score_map is None or prediction.image is None:
             raise InputError(f"A test image cannot be read: {prediction.error}", "Copy the data set again.")
         scores.append(prediction.score)
         times.append(prediction.milliseconds or 0.0)
         size = prediction.image.shape[:2]
         if job.maps is not None:
             path = _map_path(job.maps, job.category, image)
-            write_picture(path, resize_map(prediction.map, bundle.geometry, size))
+            write_picture(path, resize_map(prediction.score_map, bundle.geometry, size))
         if has_masks:
             mask = read_mask(image.mask) if image.mask is not None else np.zeros(size, np.uint8)
             if abs(mask.shape[0] * size[1] / (mask.shape[1] * size[0]) - 1) > _ASPECT_TOLERANCE:
@@ -136,7 +136,7 @@ def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[f
                     f"({size[1]} x {size[0]} px).",
                     "Copy the data set again.",
                 )
-            pixels.update(resize_map(prediction.map, bundle.geometry, mask.shape), mask)
+            pixels.update(resize_map(prediction.score_map, bundle.geometry, mask.shape), mask)
         progress(Progress("testing", number, len(test)))
     return scores, pixels.compute(), float(np.mean(times))
 

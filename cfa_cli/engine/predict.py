@@ -2,42 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
+import numpy as np
+
+from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision
-from cfa_cli.data.inputs import find_sources
-from cfa_cli.engine.calibrate import recalibrate
-from cfa_cli.engine.scorer import load_scorer, score_sources
-from cfa_cli.geometry import resize_map
-from cfa_cli.records import Bundle, Prediction
+from cfa_cli.errors import InputError, UsageError
+from cfa_cli.records import DEFAULT_SAVE, Bundle, ProgressCallback, SaveKind, Source
+
+# What loads torch is imported where it is used: arguments are checked first, and what is wrong with them is said at
+# once.
+if TYPE_CHECKING:
+    from cfa_cli.engine.model import Model
+    from cfa_cli.engine.predictions import Predictions
+
+PathLike = str | Path
+Inputs = PathLike | np.ndarray | Iterable[PathLike | np.ndarray]
 
 
 def predict(
-    bundle: Bundle,
-    inputs: str | Path | Sequence[str | Path],
+    model: str | Path | Bundle | Model,
+    inputs: Inputs,
     *,
-    max_fpr: float | None = None,
+    out: str | Path | None = None,
+    save: Collection[SaveKind] = DEFAULT_SAVE,
+    resume: bool = False,
+    force: bool = False,
     threshold: float | None = None,
+    max_fpr: float | None = None,
     device: str = "auto",
     precision: Precision | None = None,
-    stdin: Iterable[str] | None = None,
-) -> Iterator[Prediction]:
-    """Score images as a stream, in input order: files, folders and globs; "-" reads paths from `stdin`.
+    compiled: bool = False,
+    stdin: Iterable[str] = (),
+    progress: ProgressCallback | None = None,
+    command: Sequence[str] = (),
+) -> Predictions:
+    """Score images as a stream, in input order; memory does not grow with their number.
 
-    Each Prediction has the decoded `image` (h, w, 3) and its `map` (h, w) float32, both at the source's size. An image
-    that cannot be read has its `error` instead. `threshold`, or `max_fpr` with the model's held-out scores, overrides
-    the calibrated threshold. Memory does not grow with the number of images.
+    >>> from cfa_cli import predict
+    >>> for prediction in predict("cfa-model.safetensors", "photos/"):
+    ...     print(prediction.source.path, prediction.score, prediction.label)
 
-    Raises InputError if an input names no image, BundleError, UsageError and DeviceError.
+    Without `out` each Prediction has the decoded `image` (h, w, 3) and its `map` (h, w) float32, both at the source's
+    size. With `out` these are written as the command `cfa predict` writes them, and a Prediction comes without its
+    arrays once its row is in scores.csv. An image that cannot be read has its `error` instead.
+
+    model: a bundle's or an exported model's path, a Bundle, or what `open_model` returned.
+    inputs: images to score, in any of these forms:
+        - a path, or several: files, folders and globs; "-" reads paths from `stdin`, and scores them as they arrive;
+        - an array: (h, w, 3) RGB or (h, w) grey, uint8 or uint16, at least 32 px a side;
+        - an iterable of arrays and paths, endless ones too. Arrays are named frame-000001 and so on. An iterator is
+          asked for the next only when the result of the one before has been handed out; a list is read ahead.
+    out: the folder to write results to; None writes nothing.
+    save: what to write beside scores.csv: "overlay", "map", "mask", "heatmap". If empty, there is no report either.
+    resume: go on with the run in `out`. force: replace it.
+    threshold: image score above which an image is anomalous, > 0; by default the model's own.
+    max_fpr: the share of good images, 0..1, that the threshold may flag by the model's held-out scores.
+    device: "auto", "cpu", "cuda", "cuda:N" or "mps". precision: the backbone's numbers, by default as it was fitted.
+    compiled: compile the backbone first; takes up to minutes.
+    stdin: the lines that "-" stands for.
+    progress: is called after each image where their number is known.
+    command: the command line that the report shows.
+
+    Raises, at the call: UsageError; InputError for inputs that name no image, and where `out` holds a run or cannot be
+    written; ImageError for a single array of a wrong form; BundleError; DeviceError.
     """
-    calibration = recalibrate(bundle.calibration, max_fpr, threshold)
-    names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    sources = find_sources([str(name) for name in names], stdin)
-    scorer = load_scorer(bundle, device, precision)
-    for prediction in score_sources(scorer, sources, calibration.threshold, keep_images=True):
-        if prediction.map is not None and prediction.image is not None:
-            height, width = prediction.image.shape[:2]
-            prediction = replace(prediction, map=resize_map(prediction.map, bundle.geometry, (height, width)))
-        yield prediction
+    started = time.perf_counter()
+    check_options(save, threshold, max_fpr)
+    listed, items, reads_stdin = _sort_out(inputs)
+    if isinstance(model, str | Path):
+        check_there(Path(model))
+    from cfa_cli.data.stream import stream_lines, stream_sources
+    from cfa_cli.engine.model import open_model
+    from cfa_cli.engine.predictions import Predictions
+
+    opened = open_model(model, device=device, precision=precision, compiled=compiled)
+    opened = opened.with_threshold(threshold=threshold, max_fpr=max_fpr)
+    run = Predictions(
+        opened, out, save, resume=resume, force=force, progress=progress, command=command, started=started
+    )
+    run.add([source for source in listed if not run.is_done(source)])
+    if isinstance(items, Iterator):
+        run.add_stream(_one_by_one(stream_sources(items, is_taken=run.is_done)))
+    else:
+        found = stream_sources(items, is_taken=lambda _: False)
+        run.add_stream(source for source in found if not run.is_done(source))
+    if reads_stdin:
+        run.add_stream(source for source in stream_lines(stdin) if source is None or not run.is_done(source))
+    return run
+
+
+def check_options(save: Collection[SaveKind], threshold: float | None, max_fpr: float | None) -> None:
+    """Raise UsageError if they do not fit together."""
+    if isinstance(save, str) or not set(save) <= set(get_args(SaveKind)):
+        raise UsageError(f"save={save!r} is none of the kinds.", f"Give some of {get_args(SaveKind)}, or ().")
+    if threshold is not None and max_fpr is not None:
+        raise UsageError("--threshold and --max-fpr exclude each other.", "Give one of them.")
+
+
+def _sort_out(inputs: Inputs) -> tuple[list[Source], Iterable[object], bool]:
+    """Return the sources of paths, then what is to be taken one by one, and whether standard input is among the paths.
+
+    Raises what is wrong with inputs that are known in full: InputError, ImageError, UsageError.
+    """
+    from cfa_cli.data.inputs import find_sources
+
+    if isinstance(inputs, str | Path):
+        inputs = [inputs]
+    if isinstance(inputs, np.ndarray) and inputs.ndim != 4:  # 4: images stacked
+        from cfa_cli.data.arrays import check_array
+
+        return [], [check_array(inputs, "The array")], False
+    if isinstance(inputs, Iterator):
+        return [], inputs, False
+    if not isinstance(inputs, Iterable):
+        raise UsageError(
+            f"The inputs are of type {type(inputs).__name__}.", "Give paths, arrays or an iterable of them."
+        )
+    items = list(inputs)
+    if not items:
+        raise InputError("There is nothing to score.", "Give images, folders or arrays.")
+    if not all(isinstance(item, str | Path) for item in items):
+        return [], items, False
+    names = [str(item) for item in items]
+    listed = find_sources([name for name in names if name != "-"]) if set(names) != {"-"} else []
+    return listed, [], "-" in names
+
+
+def _one_by_one(sources: Iterable[Source]) -> Iterator[Source | None]:
+    """Ask for no source before the result of the one before is out."""
+    for source in sources:
+        yield source
+        yield None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from cfa_cli.data.arrays import check_array
 from cfa_cli.data.images import read_image
 from cfa_cli.errors import ImageError
 from cfa_cli.records import Source
@@ -45,25 +47,44 @@ def read_ahead(
     `prepare` turns an image (h, w, 3), RGB, uint8 or uint16, into the network's input; it may raise ImageError.
     `full_scale` comes before it: it brings an image to the full scale of its type, and says whether it fits the model.
     """
+    stream = read_as_they_come(sources, prepare, keep_images=keep_images, ahead=ahead, full_scale=full_scale)
+    return (decoded for decoded in stream if decoded is not None)
+
+
+def read_as_they_come(
+    sources: Iterable[Source | None],
+    prepare: Callable[[np.ndarray], Tensor],
+    *,
+    keep_images: bool,
+    ahead: int,
+    full_scale: Callable[[np.ndarray], tuple[np.ndarray, str | None]],
+) -> Iterator[Decoded | None]:
+    """Do what `read_ahead` does with sources that may not be there yet.
+
+    A None among the sources says that no more is there for now: all that came before is handed out, then the None.
+    """
 
     def read(source: Source) -> Decoded:
         start = time.perf_counter()
+        plain = replace(source, array=None)
         try:
-            image, misfit = full_scale(read_image(source.path))
+            image = read_image(source.path) if source.array is None else check_array(source.array, source.name)
+            image, misfit = full_scale(image)
             tensor = prepare(image)
         except ImageError as error:
-            return Decoded(source, None, None, error.message, time.perf_counter() - start)
-        return Decoded(source, tensor, image if keep_images else None, None, time.perf_counter() - start, misfit)
+            return Decoded(plain, None, None, error.message, time.perf_counter() - start)
+        return Decoded(plain, tensor, image if keep_images else None, None, time.perf_counter() - start, misfit)
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:
         waiting: deque[Future[Decoded]] = deque()
         try:
-            for source in sources:
-                waiting.append(pool.submit(read, source))
-                if len(waiting) > ahead:
+            for source in itertools.chain(sources, [None]):
+                if source is not None:
+                    waiting.append(pool.submit(read, source))
+                while waiting and (source is None or len(waiting) > ahead):
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                if source is None:
+                    yield None
         finally:
             for future in waiting:
                 future.cancel()

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
 from cfa_cli.engine.calibrate import normalize
-from cfa_cli.engine.reading import Decoded, read_ahead
+from cfa_cli.engine.reading import Decoded, read_as_they_come
 from cfa_cli.engine.workers import Workers, images_at_a_time
 from cfa_cli.errors import BundleError, CfaError, DeviceError
 from cfa_cli.geometry import to_input
@@ -177,33 +177,56 @@ def score_sources(
 ) -> Iterator[Prediction]:
     """Score sources as a stream, in order; memory does not grow with their number.
 
-    Each Prediction's `map` is at the network's input size. An unreadable image has its `error` and no score.
+    Each Prediction has its `score_map`, and its `image` where images are kept. An unreadable image has its `error` and
+    no score.
+    """
+    for batch in score_batches(scorer, sources, threshold, keep_images=keep_images, batch_size=batch_size):
+        yield from batch
+
+
+def score_batches(
+    scorer: Scorer,
+    sources: Iterable[Source | None],
+    threshold: float,
+    *,
+    keep_images: bool,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[list[Prediction]]:
+    """Do what `score_sources` does, batch by batch.
+
+    A None among the sources says that no more is there for now: what came before is scored without waiting for more,
+    and an empty batch follows it.
     """
     batch_size = images_at_a_time(scorer.geometry.input_size, batch_size)
+    stream = read_as_they_come(
+        sources,
+        scorer.prepare,
+        full_scale=lambda image: to_full_scale(image, scorer.training),
+        keep_images=keep_images,
+        ahead=batch_size,
+    )
     with ThreadPoolExecutor(1, "cfa-score") as thread:
         # While the caller handles one batch, the next is scored.
         waiting: Future[list[Prediction]] | None = None
-        for batch in _batches(
-            read_ahead(
-                sources,
-                scorer.prepare,
-                full_scale=lambda image: to_full_scale(image, scorer.training),
-                keep_images=keep_images,
-                ahead=batch_size,
-            ),
-            batch_size,
-        ):
-            scored, waiting = waiting, thread.submit(_score_batch, scorer, batch, threshold)
+        for batch in _batches(stream, batch_size):
+            scored, waiting = waiting, thread.submit(_score_batch, scorer, batch, threshold) if batch else None
             if scored:
-                yield from scored.result()
-        if waiting:
-            yield from waiting.result()
+                yield scored.result()
+            if not batch:
+                yield []
 
 
-def _batches(stream: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
-    iterator = iter(stream)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def _batches(stream: Iterable[Decoded | None], size: int) -> Iterator[list[Decoded]]:
+    """Group what is decoded; an empty group where no more is there for now."""
+    batch: list[Decoded] = []
+    for decoded in stream:
+        if decoded is not None:
+            batch.append(decoded)
+        if batch and (decoded is None or len(batch) == size):
+            yield batch
+            batch = []
+        if decoded is None:
+            yield []
 
 
 def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list[Prediction]:
@@ -232,7 +255,7 @@ def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list
                 label,
                 1000 * (decoded.seconds + share),
                 misfit=decoded.misfit,
-                map=score_map,
+                score_map=score_map,
                 image=decoded.image,
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cfa_cli.records import Bundle
+from cfa_cli.records import Bundle, Calibration
 
 FEW_IMAGES = 20
 
@@ -16,6 +16,11 @@ def fit_warnings(bundle: Bundle) -> Iterator[str]:
         yield bundle.backbone.warning
     if images < FEW_IMAGES:
         yield f"Only {images} images: the model has seen little variation. Give it {FEW_IMAGES} or more if you can."
+    yield from threshold_warnings(calibration)
+
+
+def threshold_warnings(calibration: Calibration) -> Iterator[str]:
+    """Yield a warning if the held-out images are too few for the wanted false-positive rate."""
     if calibration.fpr_high > 2 * calibration.max_fpr:
         yield (
             f"The threshold rests on {len(calibration.holdout_scores)} held-out images: expect between "

@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
-import numpy as np
+from cfa_cli.bundle import check_there
+from cfa_cli.config import Precision
+from cfa_cli.data.watch import WatchedFolder, check_folder
+from cfa_cli.engine.predict import check_options
+from cfa_cli.records import DEFAULT_SAVE, Bundle, SaveKind
 
-from cfa_cli.data.watch import Arrivals
-from cfa_cli.engine.scorer import BATCH_SIZE, Scorer, score_sources
-from cfa_cli.records import Prediction, Source
+if TYPE_CHECKING:  # what loads torch is imported once the arguments are checked
+    from cfa_cli.engine.model import Model
+    from cfa_cli.engine.predictions import Predictions
 
 
 def watch(
-    scorer: Scorer,
-    folder: Path,
-    threshold: float,
+    model: str | Path | Bundle | Model,
+    folder: str | Path,
     stop: Event,
     *,
-    is_done: Callable[[Source], bool],
-    ignore: Path | None = None,
-) -> Iterator[list[Prediction]]:
+    out: str | Path | None = None,
+    save: Collection[SaveKind] = DEFAULT_SAVE,
+    resume: bool = False,
+    force: bool = False,
+    threshold: float | None = None,
+    max_fpr: float | None = None,
+    device: str = "auto",
+    precision: Precision | None = None,
+    compiled: bool = False,
+    command: Sequence[str] = (),
+) -> Predictions:
     """Score the images in `folder` and those that arrive, each once it is written to its end, until `stop` is set.
 
-    Returns when it is ready to, and yields what is done together, a few images at most; each has its `image` and its
-    `map` at the network's input size.
-    Images for which `is_done` is true, and those below `ignore`, are left out. A file that vanishes before it is read
-    is forgotten; one that stays unreadable has its error. The folder may be removed and made again.
-    Raises InputError if it is not there at the start.
+    An image that is overwritten gets a further row, and its files are replaced. Returns when it is ready. Options and
+    results are those of `predict`; a result is handed out as soon as its row and its files are written. Images in `out`
+    are left out. A file that vanishes before it is read is forgotten; one that stays unreadable has its error. The
+    folder may be removed and made again.
+
+    Raises what `predict` raises, and InputError if there is no such folder.
     """
-    arrivals = Arrivals(folder, is_done, stop, ignore)
-    blank = np.zeros((*scorer.geometry.size, 3), np.uint8)
-    scorer(scorer.prepare(blank)[None])  # the first call is slow: not the first image's
-    return _score_arrivals(scorer, arrivals, threshold, stop)
+    started = time.perf_counter()
+    folder, results = Path(folder), None if out is None else Path(out)
+    check_options(save, threshold, max_fpr)
+    check_folder(folder, ignore=results)
+    if isinstance(model, str | Path):
+        check_there(Path(model))
+    from cfa_cli.engine.model import open_model
+    from cfa_cli.engine.predictions import Predictions
 
-
-def _score_arrivals(scorer: Scorer, arrivals: Arrivals, threshold: float, stop: Event) -> Iterator[list[Prediction]]:
-    for ready in arrivals:
-        for start in range(0, len(ready), BATCH_SIZE):
-            batch = score_sources(scorer, ready[start : start + BATCH_SIZE], threshold, keep_images=True)
-            final = [one for one in batch if arrivals.is_final(one.source, readable=one.error is None)]
-            if final:
-                yield final
-            if stop.is_set():
-                return
+    opened = open_model(model, device=device, precision=precision, compiled=compiled)
+    opened = opened.with_threshold(threshold=threshold, max_fpr=max_fpr)
+    opened.warm_up()
+    run = Predictions(opened, out, save, resume=resume, force=force, command=command, started=started)
+    run.follow(WatchedFolder(folder, run.is_done, stop, ignore=results))
+    return run

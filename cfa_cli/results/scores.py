@@ -41,6 +41,7 @@ class Row:
     milliseconds: float | None
     error: str | None  # why the image has no score, or why its pictures could not be written
     size: tuple[int, int] | None  # (height, width) in px, source size
+    state: tuple[int, int] | None = None  # of the file, where it may be overwritten: see `Source`
 
 
 class ScoreTable:
@@ -81,7 +82,8 @@ class ScoreTable:
         line = _csv_line(_fields(prediction, path))
         size = None if prediction.image is None else prediction.image.shape[:2]
         end, failed = self._end + len(line), prediction.error is not None
-        entry = {"path": path, "name": name, "size": size, "failed": failed, "end": end}
+        state = prediction.source.state
+        entry = {"path": path, "name": name, "size": size, "state": state, "failed": failed, "end": end}
         # run.jsonl first: of a line without its row nothing remains when the run is taken up.
         for file, text, written in zip(
             self._files, (_json_line(entry), line), (self._journal, self._scores), strict=True
@@ -190,11 +192,13 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 def _check_entry(entry: dict[str, Any]) -> None:
     """Raise ValueError or TypeError unless the entry is one that `ScoreTable` may have written."""
-    size = entry["size"]
+    size, state = entry["size"], entry.get("state")
     if not is_safe(entry["name"]) or not isinstance(entry["path"], str) or type(entry["end"]) is not int:
         raise ValueError("entry")
     if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
         raise ValueError("size")
+    if state is not None and [type(number) for number in state] != [int, int]:
+        raise ValueError("state")
 
 
 def _table(
@@ -235,7 +239,8 @@ def _write(out: Path, run: _Run) -> _Run:
     for row, line in zip(run.rows, run.lines, strict=True):
         end += len(line)
         failed = row.error is not None
-        entries.append({"path": str(row.path), "name": row.name, "size": row.size, "failed": failed, "end": end})
+        entry = {"path": str(row.path), "name": row.name, "size": row.size, "state": row.state, "failed": failed}
+        entries.append({**entry, "end": end})
     contents = {"scores.csv": _HEADER + b"".join(run.lines), "run.jsonl": b"".join(map(_json_line, entries))}
     # At first the journal, so that wherever a table is, it is known what it belongs to; later the table, see `_table`.
     for name in sorted(contents, reverse=(out / "scores.csv").exists()):
@@ -280,6 +285,7 @@ def _row(entry: dict[str, Any], fields: dict[str, str]) -> Row:
         milliseconds=number(fields["milliseconds"]),
         error=fields["error"] or None,
         size=tuple(entry["size"]) if entry["size"] else None,
+        state=tuple(entry["state"]) if entry.get("state") else None,
     )
 
 

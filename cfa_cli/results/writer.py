@@ -96,17 +96,19 @@ class ResultWriter:
         resume: bool = False,
         force: bool = False,
         workers: int | None = None,
+        command: Sequence[str] = (),
     ) -> None:
         """Prepare `out`, the folder of results.
 
         `bundle`: the model, whose thresholds and colour scale are drawn. `save`: which of `KINDS` to write beside
-        scores.csv; the report's pictures are written too, unless it is empty. `resume`: go on after an earlier run's
+        scores.csv; the report is written too, at the end, unless it is empty. `resume`: go on after an earlier run's
         last whole row, if there is one, and try again what failed in it. `force`: remove an earlier run's files first.
-        `workers`: threads, 1 or more; None: one a processor, at most 4.
+        `workers`: threads, 1 or more; None: one a processor, at most 4. `command`: the command line that the report
+        shows, word by word.
         Raises InputError where another run is writing to `out`, where `out` holds a run (without `resume` and `force`,
         or one of another model, threshold or `save`), and where it cannot be written.
         """
-        self._out, self._save, self._bundle = Path(out), sorted(save), bundle
+        self._out, self._save, self._bundle, self._command = Path(out), sorted(save), bundle, command
         self.unwritten: list[tuple[Path, str]] = []  # images that have a score, and why their files are missing
         with ExitStack() as held:
             held.enter_context(locked(self._out))
@@ -117,10 +119,11 @@ class ResultWriter:
             held.callback(self._table.close)
             _remove_temporaries(self._out)
             self._held = held.pop_all()  # until the run ends
-        self._done = {absolute(row.path) for row in self._table.rows}
         self._names = FileNames()
+        self._done: dict[str, tuple[str, tuple[int, int] | None]] = {}  # absolute path: name, and state of the file
         for row in self._table.rows:
             self._names.add(row.name)
+            self._done[absolute(row.path)] = row.name, row.state
         self._workers = workers or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cfa-write")
         self._pending: deque[tuple[Prediction, str, Future[None]]] = deque()
@@ -131,30 +134,40 @@ class ResultWriter:
         return self._table.rows
 
     def is_done(self, source: Source) -> bool:
-        """Whether the image has its row: from the run that was taken up, or handed in since."""
-        return absolute(source.path) in self._done
+        """Whether the image, as its file is now, has its row: from the run that was taken up, or handed in since."""
+        if (path := absolute(source.path)) not in self._done:
+            return False
+        state = self._done[path][1]
+        return state is None or source.state is None or state == source.state
 
-    def write(self, prediction: Prediction) -> None:
-        """Write one image's results; `map` is at the network's input size, `image` at the source's.
+    def write(self, prediction: Prediction) -> list[Prediction]:
+        """Write one image's results; `score_map` is at the network's input size, `image` at the source's.
 
-        Blocks while enough images are under way. A score that is no finite number becomes an error.
+        Returns those whose rows are in scores.csv since the last call, without their arrays. Blocks while enough images
+        are under way. A score that is no finite number becomes an error. An image that is written again, as its file
+        was overwritten, gets a further row; its files are replaced.
         Raises InputError where nothing more can be written: scores.csv is locked, or the disk is full.
         """
-        self._done.add(absolute(prediction.source.path))
+        written: list[Prediction] = []
         if prediction.score is not None and not math.isfinite(prediction.score):
             error = f"The score of {prediction.source.path} is {prediction.score}, not a finite number."
-            prediction = replace(prediction, score=None, normalized=None, label=None, error=error, map=None)
+            prediction = replace(prediction, score=None, normalized=None, label=None, error=error, score_map=None)
         while self._pending and self._is_enough(prediction):
-            self._append_next()
-        name = self._names.claim(prediction.source.name)
+            written.append(self._append_next())
+        path, state = absolute(prediction.source.path), prediction.source.state
+        name = self._done[path][0] if path in self._done else self._names.claim(prediction.source.name)
+        self._done[path] = name, state
         self._pending.append((prediction, name, self._pool.submit(self._write_files, prediction, name)))
         while self._pending and self._pending[0][2].done():
-            self._append_next()
+            written.append(self._append_next())
+        return written
 
-    def flush(self) -> None:
-        """Wait until all rows handed in so far are in scores.csv."""
+    def flush(self) -> list[Prediction]:
+        """Wait until all rows handed in so far are in scores.csv; return those that `write` has not returned."""
+        written: list[Prediction] = []
         while self._pending:
-            self._append_next()
+            written.append(self._append_next())
+        return written
 
     def __enter__(self) -> ResultWriter:
         return self
@@ -167,13 +180,17 @@ class ResultWriter:
         finally:
             self._pool.shutdown(cancel_futures=True)
             self._held.close()
+        if kind is None and self._save:
+            from cfa_cli.results.report import write_report  # which needs the names of files from here
+
+            write_report(self._out, self._bundle, command=self._command)
 
     def _is_enough(self, following: Prediction) -> bool:
         """Whether the images under way are to be finished before one more is taken."""
         images = [p.image.nbytes for p in (*(p for p, _, _ in self._pending), following) if p.image is not None]
         return len(self._pending) >= 2 * self._workers or sum(images) > MAX_BYTES_PENDING
 
-    def _append_next(self) -> None:
+    def _append_next(self) -> Prediction:
         prediction, name, future = self._pending[0]
         try:
             try:
@@ -193,14 +210,15 @@ class ResultWriter:
             self._pending.clear()  # rows are in input order: none is written after one that cannot be
             raise
         self._pending.popleft()
+        return replace(prediction, score_map=None, map=None, image=None)
 
     def _write_files(self, prediction: Prediction, name: str) -> None:
         """Draw and write all files of one image. Runs on a thread of the pool."""
         image, calibration, geometry = prediction.image, self._bundle.calibration, self._bundle.geometry
-        if not self._save or image is None or prediction.map is None:
+        if not self._save or image is None or prediction.score_map is None:
             return
         size = image.shape[0], image.shape[1]
-        score_map = resize_map(prediction.map, geometry, size)
+        score_map = resize_map(prediction.score_map, geometry, size)
         draw: dict[str, Callable[[], np.ndarray]] = {
             "overlay": lambda: draw_overlay(image, score_map, prediction, calibration),
             "map": lambda: score_map,
@@ -212,9 +230,9 @@ class ResultWriter:
             write_picture(self._out / folder / f"{name}{suffix}", draw[kind]())
 
         report = self._out / REPORT_FOLDER
-        small = draw_thumbnail(image, prediction.map, self._bundle)
+        small = draw_thumbnail(image, prediction.score_map, self._bundle)
         write_picture(report / f"{name}{THUMBNAIL}", small)
-        small_map = resize_map(prediction.map, geometry, (small.shape[0], small.shape[1]))
+        small_map = resize_map(prediction.score_map, geometry, (small.shape[0], small.shape[1]))
         write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))
         write_picture(report / f"{name}{REPORT_MASK}", mark(small_map, calibration))
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:

@@ -91,9 +91,9 @@ def at_input_size(options: argparse.Namespace, preset: str, category: Category, 
         sources = [Source(image.path, image.path.name) for image in category.test]
         predictions = score_sources(load_scorer(bundle), sources, bundle.calibration.threshold)
         for image, prediction in zip(category.test, predictions, strict=True):
-            size = prediction.map.shape[::-1]
+            size = prediction.score_map.shape[::-1]
             mask = cv2.resize(read_mask(image.mask), size, interpolation=cv2.INTER_NEAREST) if image.mask else None
-            pixels.update(prediction.map, mask)
+            pixels.update(prediction.score_map, mask)
         found = pixels.compute()
         keep(kept, {"pixel_auroc": found.auroc, "aupro": found.aupro, "pixel_f1max": found.f1_max})
     return {**run, **read(kept)}

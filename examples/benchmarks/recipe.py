@@ -68,11 +68,11 @@ def measure(category: Category, config: FitConfig, every: int) -> Run:
         assert found.score is not None, found.error
         scores.append(found.score)
         times.append(found.milliseconds)
-        ordered = np.sort(found.map, axis=None)
+        ordered = np.sort(found.score_map, axis=None)
         tops.append(float(ordered[-len(ordered) // 100 :].mean()))
         mask = read_mask(image.mask) if image.mask else None
         height, width = found.image.shape[:2] if mask is None else mask.shape
-        pixels.update(resize_map(found.map, bundle.geometry, (height, width)), mask)
+        pixels.update(resize_map(found.score_map, bundle.geometry, (height, width)), mask)
     labels, curves = [image.anomalous for image in test], pixels.compute()
     return {
         "image_auroc": image_metrics(scores, labels).auroc,

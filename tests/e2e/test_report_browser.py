@@ -56,7 +56,7 @@ def small(tmp_path_factory):
 def large(tmp_path_factory):
     """2,000 rows without pictures."""
     out = tmp_path_factory.mktemp("large")
-    prediction = replace(make_prediction(Path("x.png"), 1.0), image=None, map=None)
+    prediction = replace(make_prediction(Path("x.png"), 1.0), image=None, score_map=None)
     with ResultWriter(out, make_bundle(), frozenset()) as writer:
         for index in range(2000):
             source = replace(prediction.source, path=out / f"{index:04}.png", name=f"{index:04}.png")

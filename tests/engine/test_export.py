@@ -88,8 +88,8 @@ def compare(bundle, exported, images, tolerance=1e-4):
     for found in score_sources(scorer, sources, 1.0):
         wanted = expected[found.source.name]
         assert found.score == pytest.approx(wanted.score, rel=tolerance)
-        assert found.map.shape == wanted.map.shape == scorer.geometry.input_size
-        np.testing.assert_allclose(found.map, wanted.map, atol=tolerance * wanted.score, rtol=0)
+        assert found.score_map.shape == wanted.score_map.shape == scorer.geometry.input_size
+        np.testing.assert_allclose(found.score_map, wanted.score_map, atol=tolerance * wanted.score, rtol=0)
 
 
 @pytest.mark.parametrize("options", [

@@ -137,7 +137,8 @@ def test_the_threshold_can_be_overridden(bundle, good_dir):
     assert next(predict(bundle, path, max_fpr=0.01)).threshold == kept[-1]
 
 
-def test_inputs_of_all_kinds(bundle, tmp_path):
+def test_inputs_of_all_kinds(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("a/x.png", "b/x.png", "c.png"):
         write_part(tmp_path / name, 0)
     names = [p.source.name for p in predict(bundle, [tmp_path / "a", str(tmp_path / "*" / "x.png"), "-"],

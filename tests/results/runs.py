@@ -49,7 +49,7 @@ def make_prediction(
         threshold=threshold,
         label="anomalous" if score > threshold else "good",
         milliseconds=12.3456,
-        map=score_map,
+        score_map=score_map,
         image=image,
     )
 

@@ -185,7 +185,7 @@ def test_16_bit_is_scaled_by_the_depth_it_uses():
 
 def test_thumbnails_are_small_and_keep_the_aspect():
     shown = make_prediction(Path("a.png"), 2.0, size=(900, 1800))
-    small = draw_thumbnail(shown.image, shown.map, make_bundle())
+    small = draw_thumbnail(shown.image, shown.score_map, make_bundle())
     assert small.shape == (160, 320, 3)
     assert (small[48, 96] != 128).any()  # the spot
     plain = draw_thumbnail(shown.image, None, make_bundle(), side=100)

@@ -181,7 +181,7 @@ def test_fits_report_draws_the_losses_and_the_held_out_scores(tmp_path):
 
 @pytest.mark.parametrize("losses", [(), (2.0,), (1.0, 1.0), (1.0, float("nan"))])
 def test_fits_report_stands_odd_losses(tmp_path, losses):
-    failed = replace(make_prediction(tmp_path / "a.png", 1.0), score=None, image=None, map=None, error="no")
+    failed = replace(make_prediction(tmp_path / "a.png", 1.0), score=None, image=None, score_map=None, error="no")
     page = fit_report(tmp_path / "report.html", [failed], losses=losses)
     assert "nan" not in "".join(found.get("points", "") for _, found in page.elements)
 

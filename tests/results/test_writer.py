@@ -47,7 +47,14 @@ def test_files_mirror_the_input_and_rows_keep_its_order(tmp_path):
     write(tmp_path / "maps", predictions, ALL, workers=2)
     assert files_below(tmp_path / "maps") == [
         *("heatmaps/c.png", "heatmaps/line 1/a.png", "maps/c.tiff", "maps/line 1/a.tiff", "masks/c.png"),
-        *("masks/line 1/a.png", "overlays/c.png", "overlays/line 1/a.png", "report/c.jpg", "report/c.mask.png"),
+        *(
+            "masks/line 1/a.png",
+            "overlays/c.png",
+            "overlays/line 1/a.png",
+            "report.html",
+            "report/c.jpg",
+            "report/c.mask.png",
+        ),
         *("report/c.png", "report/line 1/a.jpg", "report/line 1/a.mask.png", "report/line 1/a.png", "run.jsonl"),
         "scores.csv",
     ]
@@ -65,7 +72,7 @@ def test_pictures_and_maps_are_at_the_sources_size(tmp_path):
     shown = make_prediction(tmp_path / "a.bmp", 2.0, size=(50, 70))
     bundle = make_bundle()
     write(tmp_path / "out", [shown], ALL, bundle=bundle)
-    expected = resize_map(shown.map, bundle.geometry, (50, 70))
+    expected = resize_map(shown.score_map, bundle.geometry, (50, 70))
     with Image.open(tmp_path / "out" / "maps" / "a.tiff") as tiff:
         assert tiff.mode == "F"  # float32
         assert tiff.info["compression"] == "raw"
@@ -130,6 +137,7 @@ def test_results_are_not_overwritten_unless_asked(tmp_path):
         *(
             "maps/mine.txt",
             "masks/a.png",
+            "report.html",
             "report/a.jpg",
             "report/a.mask.png",
             "report/a.png",

@@ -1,0 +1,225 @@
+"""The pipeline of `predict`: a stream of sources is scored, written and counted."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+
+from cfa_cli.data.watch import WatchedFolder
+from cfa_cli.engine.model import Model
+from cfa_cli.engine.scorer import score_batches
+from cfa_cli.geometry import resize_map
+from cfa_cli.records import (
+    Bundle,
+    ImageFailure,
+    ImageResult,
+    Prediction,
+    PredictSummary,
+    Progress,
+    ProgressCallback,
+    SaveKind,
+    Source,
+)
+from cfa_cli.results.scores import Row, read_run
+from cfa_cli.results.writer import ResultWriter
+
+SHOWN = 10  # images and errors that a summary names
+
+
+class Predictions(Iterator[Prediction]):
+    """The results of a run, one by one, and its `summary` up to there.
+
+    The run is finished, and its report written, when the last result has been taken. A context manager: where not all
+    results are taken, `close` keeps what is done.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        out: str | Path | None,
+        save: Collection[SaveKind],
+        *,
+        resume: bool = False,
+        force: bool = False,
+        progress: ProgressCallback | None = None,
+        command: Sequence[str] = (),
+        started: float | None = None,
+    ) -> None:
+        """Prepare `out`. Raises InputError where it holds a run, or cannot be written.
+
+        The arguments are those of `predict`; `started` is the time.perf_counter() that seconds count from.
+        """
+        self.bundle: Bundle = model.bundle  # with the threshold that is used
+        self._warnings = dict.fromkeys(model.warnings)  # in order, each once
+        self._scorer, self._progress = model.scorer, progress
+        self._out = None if out is None else Path(out)
+        self._keep_images = out is None or bool(save)
+        self._writer = None
+        self._exit = ExitStack()
+        self._counts = _Counts()
+        self._started = time.perf_counter() if started is None else started
+        if self._out is not None:
+            writer = ResultWriter(self._out, model.bundle, save, resume=resume, force=force, command=command)
+            self._writer = self._exit.enter_context(writer)
+            for row in writer.earlier:
+                self._counts.add(_result(row))
+        self._done_before = self._counts.images
+        self._sources: list[Iterable[Source | None]] = []
+        self._total: int | None = 0
+        self._folder: WatchedFolder | None = None
+        self._stream = self._run()
+
+    def add(self, sources: Sequence[Source]) -> None:
+        """Score these as well."""
+        self._sources.append(sources)
+        if self._total is not None:
+            self._total += len(sources)
+
+    def add_stream(self, sources: Iterable[Source | None]) -> None:
+        """Score these as they come; after a None, all before it is handed out without waiting for more."""
+        self._sources.append(sources)
+        self._total = None
+
+    def follow(self, folder: WatchedFolder) -> None:
+        """Score what arrives in a folder as well."""
+        self._folder = folder
+        self.add_stream(folder)
+
+    def is_done(self, source: Source) -> bool:
+        """Whether an image has its row in `out`."""
+        return self._writer is not None and self._writer.is_done(source)
+
+    def __next__(self) -> Prediction:
+        return next(self._stream)
+
+    def close(self) -> None:
+        """End the run; what has been scored is written."""
+        self._stream.close()
+        self._exit.close()
+
+    def __enter__(self) -> Predictions:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before trusting the scores: of the model, and of images so far that do not fit it."""
+        return tuple(self._warnings)
+
+    @property
+    def summary(self) -> PredictSummary:
+        """What has been scored so far: counts, the ten highest scores, the first ten errors."""
+        counts, out = self._counts, self._out
+        report = None if out is None else out / "report.html"
+        return PredictSummary(
+            command="predict",
+            out=None if out is None else str(out),
+            scores=None if out is None else str(out / "scores.csv"),
+            report=str(report) if report is not None and report.exists() else None,
+            threshold=self.bundle.calibration.threshold,
+            images=counts.images,
+            good=counts.good,
+            anomalous=counts.anomalous,
+            error_count=counts.error_count,
+            done_before=self._done_before,
+            seconds=time.perf_counter() - self._started,
+            milliseconds=counts.mean_milliseconds,
+            warnings=self.warnings,
+            errors=tuple(counts.errors),
+            worst=counts.worst,
+            unfinished=() if self._folder is None else tuple(str(path) for path in self._folder.unfinished),
+        )
+
+    @property
+    def complete_summary(self) -> PredictSummary:
+        """The same with every image's row and every error, read back from `out`."""
+        if self._out is None:
+            return self.summary
+        results = tuple(_result(row) for row in read_run(self._out)[1])
+        errors = tuple(ImageFailure(one.path, one.error or "") for one in results if one.error)
+        return replace(self.summary, results=results, errors=errors)
+
+    def _run(self) -> Generator[Prediction, None, None]:
+        threshold = self.bundle.calibration.threshold
+        with self._exit:
+            sources = chain.from_iterable(self._sources)
+            for batch in score_batches(self._scorer, sources, threshold, keep_images=self._keep_images):
+                final = batch if self._folder is None else [one for one in batch if self._folder.is_final(one)]
+                if batch and not final:
+                    continue
+                self._warnings |= dict.fromkeys(one.misfit for one in final if one.misfit)
+                for prediction in self._write(final):
+                    self._counts.add(prediction.result)
+                    if self._progress is not None and self._total:
+                        done = self._counts.images - self._done_before
+                        self._progress(Progress("scoring", done, self._total))
+                    yield prediction
+
+    def _write(self, batch: list[Prediction]) -> Iterator[Prediction]:
+        """Yield what is in the table by now, without arrays; where nothing is written, the batch with its maps."""
+        if self._writer is None:
+            for prediction in batch:
+                yield self._at_source_size(prediction)
+            return
+        for prediction in batch:
+            yield from self._writer.write(prediction)
+        if not batch:  # no more comes for now
+            yield from self._writer.flush()
+
+    def _at_source_size(self, prediction: Prediction) -> Prediction:
+        if prediction.score_map is None or prediction.image is None:
+            return prediction
+        height, width = prediction.image.shape[:2]
+        return replace(prediction, map=resize_map(prediction.score_map, self.bundle.geometry, (height, width)))
+
+
+def _result(row: Row) -> ImageResult:
+    return ImageResult(str(row.path), row.score, row.normalized, row.threshold, row.label, row.milliseconds, row.error)
+
+
+class _Counts:
+    """Counts of a run; their memory does not grow with the number of images."""
+
+    def __init__(self) -> None:
+        self.images = self.good = self.anomalous = self.error_count = 0
+        self.errors: list[ImageFailure] = []
+        self._milliseconds = 0.0
+        self._worst: list[tuple[float, int, ImageResult]] = []
+
+    def add(self, result: ImageResult) -> None:
+        self.images += 1
+        if result.error is not None:
+            self.error_count += 1
+            if len(self.errors) < SHOWN:
+                self.errors.append(ImageFailure(result.path, result.error))
+        if result.score is None:
+            return
+        self._milliseconds += result.milliseconds or 0.0
+        if result.label == "anomalous":
+            self.anomalous += 1
+        else:
+            self.good += 1
+        entry = (result.score, -self.images, result)  # of equal scores the first
+        if len(self._worst) < SHOWN:
+            heapq.heappush(self._worst, entry)
+        else:
+            heapq.heappushpop(self._worst, entry)
+
+    @property
+    def mean_milliseconds(self) -> float | None:
+        scored = self.good + self.anomalous
+        return self._milliseconds / scored if scored else None
+
+    @property
+    def worst(self) -> tuple[ImageResult, ...]:
+        return tuple(result for _, _, result in sorted(self._worst, key=lambda entry: entry[:2], reverse=True))
