@@ -103,8 +103,7 @@ class ResultWriter:
         `bundle`: the model, whose thresholds and colour scale are drawn. `save`: which of `KINDS` to write beside
         scores.csv; the report is written too, at the end, unless it is empty. `resume`: go on after an earlier run's
         last whole row, if there is one, and try again what failed in it. `force`: remove an earlier run's files first.
-        `workers`: threads, 1 or more; None: one a processor, at most 4. `command`: the command line that the report
-        shows, word by word.
+        `workers`: threads; None: one a processor, at most 4. `command`: the words of the command that the report shows.
         Raises InputError where another run is writing to `out`, where `out` holds a run (without `resume` and `force`,
         or one of another model, threshold or `save`), and where it cannot be written.
         """
@@ -164,10 +163,7 @@ class ResultWriter:
 
     def flush(self) -> list[Prediction]:
         """Wait until all rows handed in so far are in scores.csv; return those that `write` has not returned."""
-        written: list[Prediction] = []
-        while self._pending:
-            written.append(self._append_next())
-        return written
+        return [self._append_next() for _ in range(len(self._pending))]
 
     def __enter__(self) -> ResultWriter:
         return self
