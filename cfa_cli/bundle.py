@@ -30,12 +30,14 @@ from cfa_cli.records import (
     Provenance,
     TrainingImages,
 )
+from cfa_cli.text import printable
 
 FORMAT = 2  # raised when an older cfa could not read the file; see `_migrate`
 MINOR = 1  # raised when the file has more fields, which an older cfa keeps without knowing them
 METADATA_KEY = "cfa"
 MAX_HEADER_BYTES = 4_000_000
 MAX_TEXT = 4096  # characters of any text in the metadata: a path can have that many
+MAX_REASON = 300  # characters of what is said about a damaged file, which its own names and values are part of
 MAX_BACKBONE_NAME = 100  # characters; timm's longest is half as long
 MAX_LAYERS = 100
 _SECTIONS = {
@@ -114,9 +116,9 @@ def from_metadata(path: Path, metadata: dict[str, str], tensors: dict[str, np.nd
         grid = build_record(tuple[int, int], document["grid"], "grid")
         bundle = Bundle(grid=grid, tensors=tensors, unknown=dict(sorted(unknown.items())), **sections)
     except KeyError as error:
-        raise BundleError(f"{path} has a damaged description: {error.args[0]} is missing.", _REFIT) from error
+        raise _damaged(path, f"in its description, {error.args[0]} is missing") from error
     except (AttributeError, TypeError, ValueError, OverflowError, UsageError) as error:
-        raise BundleError(f"{path} has a damaged description: {str(error).rstrip('.')}.", _REFIT) from error
+        raise _damaged(path, f"in its description, {str(error).rstrip('.')}") from error
     _check_values(path, bundle)
     return bundle
 
@@ -158,7 +160,8 @@ def load_bundle(path: str | Path) -> Bundle:
             _check_types(path, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise BundleError(f"{path} is no whole safetensors file: {error}.", _REFIT) from error
+        reason = printable(str(error), MAX_REASON)
+        raise BundleError(f"{path} is no whole safetensors file: {reason}.", _REFIT) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}.", _REFIT) from error
     bundle = from_metadata(path, metadata, tensors)
@@ -210,14 +213,14 @@ def _parse_document(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             "Backbone weights go to `cfa fit --weights`; --model takes what `cfa fit` wrote.",
         )
     try:
-        document = json.loads(metadata[METADATA_KEY])
+        document = json.loads(metadata[METADATA_KEY], parse_constant=_refuse_constant)
         version = document["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BundleError(f"{path} has a damaged description.", _REFIT) from error
+        raise _damaged(path, "its description is no JSON object with a format") from error
     if not isinstance(version, int) or version < 1:
-        raise BundleError(f"{path} has a damaged description: format {version!r}.", _REFIT)
+        raise _damaged(path, f"its format is {version!r}")
     if version > FORMAT:
-        writer = str(document.get("cfa", "of a newer version"))[:20]
+        writer = printable(str(document.get("cfa", "of a newer version")), 20)
         raise BundleError(
             f"{path} was written by cfa {writer} in format {version}; this is cfa {__version__}, which reads up to "
             f"format {FORMAT}.",
@@ -281,7 +284,12 @@ def _check_values(path: Path, bundle: Bundle) -> None:
 
 
 def _damaged(path: Path, reason: str) -> BundleError:
-    return BundleError(f"{path} is damaged: {reason}.", _REFIT)
+    """The error for a file with something wrong in it; `reason` may hold names and values from the file."""
+    return BundleError(f"{path} is damaged: {printable(reason, MAX_REASON)}.", _REFIT)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def build_record(kind: Any, value: Any, where: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,7 +113,13 @@ def load_exported(path: Path, name: ExportFormat, device: str = "auto") -> tuple
 
 
 def import_extra(module: str, extra: str, error: type[CfaError] = BundleError) -> Any:
-    """Import what is no hard dependency; raise `error` with the command that installs it."""
+    """Import what is no hard dependency; raise `error` with the command that installs it.
+
+    Unless the user's environment says otherwise, it sends its makers no statistics and keeps none in the home folder.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it as it is imported
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # optional, it says of itself
     try:
         return importlib.import_module(module)
     except ImportError as reason:

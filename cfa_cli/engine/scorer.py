@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfa_cli.bundle import MAX_REASON
 from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
 from cfa_cli.engine.calibrate import normalize
@@ -25,6 +26,7 @@ from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16
 from cfa_cli.model.network import Network
 from cfa_cli.records import Bundle, Geometry, Label, Prediction, Source, TrainingImages
+from cfa_cli.text import printable
 
 BATCH_SIZE = 8
 _NOT_FINITE = "The model gives this image no finite score: its values are out of range. Fit the model again."
@@ -136,7 +138,7 @@ def build_network(bundle: Bundle) -> Network:
 
 
 def _misfit(reason: str) -> BundleError:
-    return BundleError(f"The model is damaged: {reason}.", "Fit the model again.")
+    return BundleError(f"The model is damaged: {printable(reason, MAX_REASON)}.", "Fit the model again.")
 
 
 def load_scorer(bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> NetworkScorer:

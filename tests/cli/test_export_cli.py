@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -50,6 +53,26 @@ def test_predict_runs_the_exported_model(model, exported, tmp_path, options):
         return sorted(path.relative_to(folder) for path in folder.rglob("*"))
 
     assert files(tmp_path / "onnx") == files(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", "onnx"), ("openvino", "xml")])
+def test_runtimes_keep_nothing_in_the_home_folder(model, tmp_path, format, suffix):
+    """By themselves ONNX Runtime and OpenVINO write identifiers and statistics there, to send them."""
+    if format == "openvino":
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    home = tmp_path / "home"
+    home.mkdir()
+    names = ("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "ORT_"))}
+    environment |= dict.fromkeys(names, str(home))
+    out = tmp_path / f"m.{suffix}"
+    images = model.parent / "good"
+    for command in (
+        ["export", "--model", model, "--format", format, "--out", out],
+        ["predict", images / "0.png", "--model", out, "--out", tmp_path / "maps", "--save", "none"],
+    ):
+        subprocess.run([sys.executable, "-m", "cfa_cli", *map(str, command), "--quiet"], env=environment, check=True)
+    assert list(home.rglob("*")) == []
 
 
 def test_json(model, tmp_path, capsys):
