@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tempfile
-import types
-import typing
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from cfa_cli import __version__
 from cfa_cli.atomic import atomic_path
 from cfa_cli.config import MAX_SIDE, FitConfig
 from cfa_cli.errors import BundleError, InputError, UsageError
+from cfa_cli.parsing import build_record
 from cfa_cli.records import (
     EXPORT_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -36,7 +34,6 @@ FORMAT = 2  # raised when an older cfa could not read the file; see `_migrate`
 MINOR = 1  # raised when the file has more fields, which an older cfa keeps without knowing them
 METADATA_KEY = "cfa"
 MAX_HEADER_BYTES = 4_000_000
-MAX_TEXT = 4096  # characters of any text in the metadata: a path can have that many
 MAX_REASON = 300  # characters of what is said about a damaged file, which its own names and values are part of
 MAX_BACKBONE_NAME = 100  # characters; timm's longest is half as long
 MAX_LAYERS = 100
@@ -290,49 +287,3 @@ def _damaged(path: Path, reason: str) -> BundleError:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
-
-
-def build_record(kind: Any, value: Any, where: str) -> Any:
-    """Turn JSON into the record, tuple or number that an annotation asks for; raise ValueError where it is not one."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is no object")
-        hints = typing.get_type_hints(kind)
-        names = {field.name for field in fields(kind)}
-        lacking = names - value.keys() - _optional(kind)
-        if lacking:
-            raise ValueError(f"{where}.{min(lacking)} is missing")
-        present = names & value.keys()
-        return kind(**{name: build_record(hints[name], value[name], f"{where}.{name}") for name in present})
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return build_record(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} is {value!r}")
-        return value
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is no object")
-        return {name: build_record(arguments[1], each, f"{where}.{name}") for name, each in value.items()}
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is no list")
-        each = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
-        if len(each) != len(value):
-            raise ValueError(f"{where} has {len(value)} entries, expected {len(each)}")
-        return tuple(build_record(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(each, value, strict=True)))
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if kind is str and isinstance(value, str) and len(value) > MAX_TEXT:
-        raise ValueError(f"{where} has {len(value)} characters")
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    raise ValueError(f"{where} is {str(value)[:60]!r}, expected {getattr(kind, '__name__', kind)}")
-
-
-def _optional(kind: Any) -> set[str]:
-    """The fields that have a default: files of earlier versions may lack them."""
-    return {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}

@@ -11,9 +11,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cfa_cli.atomic import atomic_path
-from cfa_cli.bundle import build_record
 from cfa_cli.config import FitConfig
 from cfa_cli.errors import InputError
+from cfa_cli.parsing import build_record
 from cfa_cli.results.folder import is_there
 from cfa_cli.text import printable
 
