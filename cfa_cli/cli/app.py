@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from cfa_cli import __version__
 from cfa_cli.cli import benchmark, export, fit, info, predict
@@ -16,11 +20,26 @@ app = typer.Typer(
     help="Find and localise defects in product images, after seeing good ones only.",
     epilog="Example: cfa fit photos/good && cfa predict photos/new",
 )
-app.command("fit", epilog="Example: cfa fit photos/good --report")(fit.fit)
-app.command("predict", epilog="Example: cfa predict photos/new --out results")(predict.predict)
-app.command("benchmark", epilog="Example: cfa benchmark mvtec --data-root /data --preset paper")(benchmark.benchmark)
-app.command("export", epilog="Example: cfa export --format onnx")(export.export)
-app.command("info", epilog="Example: cfa info cfa-model.safetensors")(info.info)
+COMMANDS: dict[Callable[..., Any], str] = {  # and an example of each
+    fit.fit: "cfa fit photos/good --report",
+    predict.predict: "cfa predict photos/new --out results",
+    benchmark.benchmark: "cfa benchmark mvtec --data-root /data --preset paper",
+    export.export: "cfa export --format onnx",
+    info.info: "cfa info cfa-model.safetensors",
+}
+
+
+class _Command(TyperCommand):
+    """A command whose usage line names its arguments plainly, without braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+for command, example in COMMANDS.items():
+    # A line end within a paragraph of the docstring is a space.
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
+    app.command(command.__name__, cls=_Command, help=text, epilog=f"Example: {example}")(command)
 
 
 def _show_version(wanted: bool) -> None:
