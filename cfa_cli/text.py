@@ -1,8 +1,12 @@
-"""FLOOR 0, text that others wrote, as it may be shown: file names, names in a model, messages of other libraries."""
+"""FLOOR 0, text for people: what others wrote, as it may be shown, and commands, as they may be typed."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 import unicodedata
+from collections.abc import Sequence
 
 
 def printable(text: str, limit: int | None = None) -> str:
@@ -22,3 +26,8 @@ def printable(text: str, limit: int | None = None) -> str:
         char if char.isprintable() or unicodedata.category(char) == "Zs" else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Join words to what can be typed into a shell; those of Windows take double quotes alone."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

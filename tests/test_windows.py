@@ -16,6 +16,10 @@ from cfa_cli.atomic import atomic_path
 from cfa_cli.bundle import check_free
 from cfa_cli.data.inputs import find_images, find_sources
 from cfa_cli.errors import InputError
+from cfa_cli.records import Source
+from cfa_cli.results.writer import ResultWriter
+from cfa_cli.text import command_line
+from tests.results.runs import make_bundle, make_prediction
 
 
 def plant(root: Path, *names: str) -> Path:
@@ -112,6 +116,24 @@ def test_one_file_written_in_two_cases_is_one_image(tmp_path: Path, monkeypatch:
     plant(tmp_path, "a.png", "A.PNG")
     monkeypatch.setattr(os.path, "normcase", str.lower)
     assert [source.name for source in find_sources([str(tmp_path / "a.png"), str(tmp_path / "A.PNG")])] == ["a.png"]
+
+
+def test_a_run_is_taken_up_whatever_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "normcase", str.lower)
+    with ResultWriter(tmp_path / "out", make_bundle(), save=()) as writer:
+        writer.write(make_prediction(tmp_path / "Photos" / "a.png", 1.0))
+    with ResultWriter(tmp_path / "out", make_bundle(), save=(), resume=True) as writer:
+        assert writer.is_done(Source(tmp_path / "photos" / "A.PNG", "A.PNG"))
+        assert not writer.is_done(Source(tmp_path / "photos" / "b.png", "b.png"))
+    assert (tmp_path / "out" / "scores.csv").read_text("utf-8").splitlines()[1].startswith(f"{tmp_path}/Photos/a.png,")
+
+
+def test_commands_are_quoted_as_both_shells_there_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single quotes are letters in cmd; where a path ends in a backslash, it must not escape the quote."""
+    words = ["cfa", "fit", "C:\\my parts\\", "it's"]
+    assert command_line(words[:2]) == "cfa fit"
+    monkeypatch.setattr("cfa_cli.text.os", SimpleNamespace(name="nt"))
+    assert command_line(words) == 'cfa fit "C:\\my parts\\\\" it\'s'
 
 
 def test_network_drives_that_number_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ import typer
 from cfa_cli.cli import options
 from cfa_cli.config import FitConfig
 from cfa_cli.errors import ExitCode
+from cfa_cli.text import command_line
 
 if TYPE_CHECKING:
     from cfa_cli.cli.render import Terminal
@@ -124,7 +124,7 @@ def benchmark(
                 save_models=save_models,
                 save_maps=save_maps,
                 force=force,
-                command=shlex.join(["cfa", *sys.argv[1:]]),
+                command=command_line(["cfa", *sys.argv[1:]]),
                 progress=_Evaluations(terminal).show,
                 notify=terminal.note,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.records import IMAGE_SUFFIXES
+from cfa_cli.text import command_line
 
 GOOD = "good"  # the kind of all defect-free test images, whatever the data set's own folder is called
 _VISA_SPLIT = "split_csv/1cls.csv"
@@ -148,7 +148,7 @@ def _require_complete(known: _Known, root: Path, categories: Sequence[Category])
         problems += _mask_gaps(category)
     hint = f"Obtain it again from {known.where}, or choose complete categories with --category."
     if known.read is _read_folders:
-        hint += f" To measure on what is there: cfa benchmark {shlex.quote(str(root.absolute()))}"
+        hint += f" To measure on what is there: cfa benchmark {command_line([str(root.absolute())])}"
     _require_none(problems, f"{known.title} in {root.absolute()} is not complete", hint)
 
 
@@ -216,7 +216,8 @@ def _read_visa(root: Path, names: Sequence[str]) -> Iterator[Category]:
     except FileNotFoundError as error:
         raise InputError(
             f"VisA's split file is missing: {table}.",
-            f"Obtain it from {KNOWN['visa'].where}. A copy in MVTec's layout: cfa benchmark {shlex.quote(str(root))}",
+            f"Obtain it from {KNOWN['visa'].where}. A copy in MVTec's layout: "
+            f"{command_line(['cfa', 'benchmark', str(root)])}",
         ) from error
     except (OSError, KeyError, UnicodeDecodeError, TypeError) as error:
         raise InputError(

@@ -8,7 +8,6 @@ import functools
 import glob
 import itertools
 import os
-import shlex
 import stat
 import unicodedata
 from collections import deque
@@ -19,6 +18,7 @@ from pathlib import Path, PurePath
 from cfa_cli.data.own_output import holds_results, is_result
 from cfa_cli.errors import InputError
 from cfa_cli.records import FORMATS, IMAGE_SUFFIXES, MODEL_SUFFIXES, RESULT_FOLDERS, LeftOut, Source
+from cfa_cli.text import command_line
 
 # What Windows leaves in any folder, and the tables and pages that cfa writes.
 _UNSAID = {"Thumbs.db", "desktop.ini", "scores.csv", "regions.csv", "run.jsonl", "report.html"}
@@ -55,7 +55,7 @@ def find_good_images(folder: Path, left_out: LeftOut | None = None) -> list[Path
         if _is_folder(good) and any(_is_folder(root / name) for name in ("test", "ground_truth")):
             raise InputError(
                 f"{folder} is, or belongs to, a data set in MVTec's layout: its test images show defects.",
-                f"Train on its good images: cfa fit {shlex.quote(str(good))}",
+                f"Train on its good images: cfa fit {command_line([str(good)])}",
             )
     return images
 
@@ -95,7 +95,7 @@ class _Found:
 def _from_argument(text: str, left_out: LeftOut) -> list[_Found]:
     path = Path(text)
     if path.suffix.lower() in MODEL_SUFFIXES:
-        raise InputError(f"{text} is a model, not an image.", f"Give it with --model {shlex.quote(text)}")
+        raise InputError(f"{text} is a model, not an image.", f"Give it with --model {command_line([text])}")
     try:
         path.lstat()
     except OSError as error:

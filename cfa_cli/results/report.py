@@ -10,8 +10,6 @@ import base64
 import heapq
 import math
 import os
-import shlex
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +25,7 @@ from cfa_cli.records import Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
 from cfa_cli.results.scores import Row, read_run
 from cfa_cli.results.writer import REPORT_IMAGE, SHOWN_BY_BROWSERS
+from cfa_cli.text import command_line
 
 UNUSUAL_SHOWN = 12  # of fit's report: images with the highest scores
 SHEET_SHOWN = 40  # of fit's report: images of the contact sheet
@@ -53,7 +52,7 @@ def write_report(
         "threshold": calibration.threshold,
         "holdout": calibration.holdout_scores,
         "saved": settings["save"],
-        "command": _shell(_without_replaced(command)),
+        "command": command_line(_without_replaced(command)),
         "labelled": any(defect is not None for defect in truth),
     }
     page = _templates().get_template("report.html.j2")
@@ -187,10 +186,6 @@ def _without_replaced(command: Sequence[str]) -> list[str]:
             for _ in range(_REPLACED[name]):
                 next(words, None)
     return kept
-
-
-def _shell(command: Sequence[str]) -> str:
-    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
 
 
 def _colour_tables() -> dict[str, str]:

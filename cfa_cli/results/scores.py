@@ -111,7 +111,7 @@ class ScoreTable:
         try:
             return os.path.relpath(path, self._folder)
         except ValueError:  # another drive of Windows
-            return absolute(path)
+            return os.path.abspath(path)  # noqa: PTH100  links are not followed
 
     def _take_up(self, save: list[str], models: Sequence[str]) -> None:
         """Keep the rows that are whole; what was half written is cut off."""
@@ -262,8 +262,8 @@ def _input_order(rows: Sequence[tuple[str, bool]]) -> list[int]:
 
 
 def absolute(path: str | Path) -> str:
-    """From the root, without `..`: what tells images apart."""
-    return os.path.abspath(path)  # noqa: PTH100  links are not followed: that would read the disk
+    """What tells images apart: from the root, without `..`, and on Windows whatever the case."""
+    return os.path.normcase(os.path.abspath(path))  # noqa: PTH100  links are not followed: that would read the disk
 
 
 def _row(entry: dict[str, Any], fields: dict[str, str]) -> Row:
