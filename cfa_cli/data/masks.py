@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,20 @@ def read_mask(path: Path) -> np.ndarray:
     Raises ImageError if it is no image or cannot be read, and InputError if it marks nothing or over 90 % of the
     pixels: it is empty or inverted, and all figures would be nonsense.
     """
-    values, lossy = _read_values(path)
+    return _read(path)[0]
+
+
+def check_masks(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Read masks, for what `read_mask` raises; return what is unusual about them, a sentence each."""
+    in_alpha = sum(_read(path)[1] for path in paths)
+    if not in_alpha:
+        return ()
+    return (f"{in_alpha} of {len(paths)} masks were read from their alpha channel: their colours show nothing.",)
+
+
+def _read(path: Path) -> tuple[np.ndarray, bool]:
+    """Return a mask, and whether it was in the alpha channel."""
+    values, lossy, in_alpha = _read_values(path)
     smallest, largest = int(values.min()), int(values.max())
     if smallest == largest:
         what = "everything" if largest else "nothing"
@@ -41,11 +55,11 @@ def read_mask(path: Path) -> np.ndarray:
             f"The mask {path} marks {share:.0%} of its image: it seems to be inverted.",
             "The defect must be white and the rest black.",
         )
-    return mask
+    return mask, in_alpha
 
 
-def _read_values(path: Path) -> tuple[np.ndarray, bool]:
-    """Return the values (h, w) uint8 or uint16 that tell the defect, and whether they were stored with losses."""
+def _read_values(path: Path) -> tuple[np.ndarray, bool, bool]:
+    """Return the values (h, w) uint8 or uint16 that tell the defect; whether they have losses, and are alpha's."""
     data = read_file(path, file_limit(MAX_PIXELS))
     try:
         header = read_header(data)
@@ -59,8 +73,11 @@ def _read_values(path: Path) -> tuple[np.ndarray, bool]:
     if colours is None or colours.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"The mask {path} is no image, or damaged.", _AGAIN)
     values: np.ndarray = colours.max(axis=2)
+    in_alpha = False
     if alpha is not None and alpha.ndim == 3 and alpha.shape[2] == 4 and alpha.shape[:2] == values.shape:
         opacity = alpha[..., 3]
         if opacity.min() < opacity.max():
-            values = opacity if values.min() == values.max() else np.where(opacity > opacity.max() // 2, values, 0)
-    return values, header.format == "JPEG" or (header.format == "WebP" and b"VP8 " in data[:1024])
+            in_alpha = bool(values.min() == values.max())
+            values = opacity if in_alpha else np.where(opacity > opacity.max() // 2, values, 0)
+    lossy = header.format == "JPEG" or (header.format == "WebP" and b"VP8 " in data[:1024])
+    return values, lossy, in_alpha

@@ -14,7 +14,7 @@ import torch
 from cfa_cli.bundle import save_bundle
 from cfa_cli.config import FitConfig
 from cfa_cli.data.datasets import Category, TestImage
-from cfa_cli.data.masks import read_mask
+from cfa_cli.data.masks import check_masks, read_mask
 from cfa_cli.engine.fit import fit
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
 from cfa_cli.engine.scorer import load_scorer, score_sources
@@ -54,10 +54,8 @@ def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evalua
     Raises what `fit` raises, and InputError for test images or masks that cannot be read or do not fit together.
     """
     category, config = job.category, job.config
-    if category.has_masks:
-        for each in category.test:
-            if each.mask is not None:
-                read_mask(each.mask)  # what is wrong with one is said before the fit, which takes minutes
+    # What is wrong with a mask is said before the fit, which takes minutes.
+    notes = check_masks([image.mask for image in category.test if image.mask is not None and category.has_masks])
     _reset_peak_memory()
     result = fit(list(category.train), config, progress=progress)
     bundle = result.bundle
@@ -93,7 +91,7 @@ def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evalua
         weights=bundle.backbone.weights,
         weights_sha256=bundle.backbone.sha256,
         data_sha256=data_digest(category),
-        warnings=(*(f"{path} was left out: {reason}" for path, reason in result.skipped), *result.warnings),
+        warnings=(*(f"{path} was left out: {reason}" for path, reason in result.skipped), *result.warnings, *notes),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfa_cli.data.masks import read_mask
+from cfa_cli.data.masks import check_masks, read_mask
 from cfa_cli.errors import ImageError, InputError
 from tests.data.files import encode
 
@@ -59,6 +59,7 @@ def test_lossless_masks_are_exact(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "mask"
     path.write_bytes(MASKS[kind])
     np.testing.assert_array_equal(read_mask(path), TRUE)
+    assert ("1 of 1 masks were read from their alpha channel" in str(check_masks([path]))) is ("alpha" in kind)
 
 
 @pytest.mark.parametrize("quality", [40, 75, 95])
