@@ -50,6 +50,23 @@ def test_json(cfa, model):
     }
 
 
+def test_several_models_side_by_side(cfa, model, tmp_path):
+    bundle = load_bundle(model)
+    other = replace(bundle, calibration=replace(bundle.calibration, threshold=7.25), unknown={"colours": 1})
+    save_bundle(other, tmp_path / "other.safetensors")
+    shown = cfa("info", model, "other.safetensors")
+    assert (shown.code, shown.err) == (0, "")
+    line = next(line for line in shown.out.splitlines() if line.startswith("Threshold"))
+    assert line.index(f"{bundle.calibration.threshold:.4g}, from") < line.index("7.25, from")
+    assert shown.out.count("Computed in") == 1
+    assert "colours" in shown.out
+    document = json.loads(cfa("info", model, "other.safetensors", "--json").out)
+    assert [one["model"] for one in document["models"]] == [str(model), "other.safetensors"]
+    assert json.loads(cfa("info", model, "--json").out) == {"version": 1, "command": "info", **document["models"][0]}
+    assert document["models"][1]["calibration"]["threshold"] == 7.25
+    assert cfa("info", model, "none.safetensors").code == 4
+
+
 def test_a_warning_is_shown_wherever_the_model_is(cfa, model, good_dir, tmp_path):
     bundle = load_bundle(model)
     warned = replace(bundle, backbone=replace(bundle.backbone, warning="These [weights] are poor."))
