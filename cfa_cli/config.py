@@ -110,6 +110,12 @@ def check_device_name(name: str) -> None:
         raise UsageError(f"There is no device called '{name}'.", "Use --device auto, cpu, cuda, cuda:N or mps.")
 
 
+def check_max_pixels(max_pixels: float) -> None:
+    """Raise UsageError unless `max_pixels` (megapixels) is a positive number."""
+    if not (math.isfinite(max_pixels) and max_pixels > 0):
+        raise UsageError(f"--max-pixels {max_pixels} is not a positive number.", "Give megapixels, for example 200.")
+
+
 def checked(name: str, kind: Any, value: Any) -> Any:
     """Return `value` as the annotation `kind` has it: whole numbers as int, lists as tuples. Raises UsageError."""
     if typing.get_origin(kind) is Annotated:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfa_cli.cli import options
-from cfa_cli.config import FitConfig
+from cfa_cli.config import FitConfig, check_max_pixels
 from cfa_cli.errors import ExitCode
+from cfa_cli.records import MAX_PIXELS
 
 if TYPE_CHECKING:
     from cfa_cli.engine.save import SavedFit
@@ -31,6 +32,7 @@ def fit(
         ),
     ] = False,
     force: options.Force = False,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
     config: FitConfig = FitConfig(),
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -46,12 +48,22 @@ def fit(
     page = out.with_suffix(".html") if report else None
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
+        check_max_pixels(max_pixels)
         _check(good_dir, out, page, force, config)
         from cfa_cli.engine.fit import fit as run_fit
         from cfa_cli.engine.save import save_fit
 
-        result = run_fit(good_dir, config, progress=terminal.progress, notify=terminal.note)
-        saved = save_fit(result, good_dir, out, page, force=force, device=config.device, progress=terminal.progress)
+        result = run_fit(good_dir, config, max_pixels=max_pixels, progress=terminal.progress, notify=terminal.note)
+        saved = save_fit(
+            result,
+            good_dir,
+            out,
+            page,
+            force=force,
+            device=config.device,
+            max_pixels=max_pixels,
+            progress=terminal.progress,
+        )
     for path, reason in result.skipped:
         terminal.warn(f"Left out: {reason or path}")
     for warning in (*result.left_out.sentences(), *result.warnings):

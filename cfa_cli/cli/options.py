@@ -73,6 +73,15 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also show how long each phase took.", rich_help_panel=MESSAGES)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=FILES)]
+MaxPixels = Annotated[
+    float,
+    typer.Option(
+        "--max-pixels",
+        metavar="NUMBER",
+        help="Megapixels of the largest image file that is read.",
+        rich_help_panel="Input",
+    ),
+]
 PresetOption = Annotated[
     Preset,
     typer.Option(

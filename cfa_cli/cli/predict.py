@@ -10,7 +10,7 @@ import typer
 
 from cfa_cli.cli import options
 from cfa_cli.errors import ExitCode, UsageError
-from cfa_cli.records import SaveKind
+from cfa_cli.records import MAX_PIXELS, SaveKind
 
 if TYPE_CHECKING:
     from cfa_cli.cli.render import Terminal
@@ -36,6 +36,7 @@ def predict(
     fail_on_anomaly: Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if one is found.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     force: options.Force = False,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
     device: options.Device = "auto",
     precision: options.PrecisionOption = None,
     compiled: Annotated[
@@ -63,6 +64,7 @@ def predict(
         "force": force,
         "threshold": threshold,
         "max_fpr": max_fpr,
+        "max_pixels": max_pixels,
         "device": device,
         "precision": precision,
         "compiled": compiled,

@@ -27,7 +27,7 @@ from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.tiles import extract_levels
-from cfa_cli.records import Geometry, Progress, ProgressCallback, Source
+from cfa_cli.records import MAX_PIXELS, Geometry, Progress, ProgressCallback, Source
 
 BATCH_SIZE = 8  # images whose maps are computed at a time
 
@@ -115,6 +115,7 @@ def store_features(
     device: torch.device,
     bit_depth: int,
     progress: ProgressCallback,
+    max_pixels: float = MAX_PIXELS,
 ) -> tuple[list[Source], list[tuple[str, str]], list[ImageStatistics]]:
     """Fill the store from images whose 16-bit files hold `bit_depth` bits.
 
@@ -148,6 +149,7 @@ def store_features(
         full_scale=lambda image: (widen(image, bit_depth), None),
         keep_images=False,
         ahead=2 * batch_size,
+        max_pixels=max_pixels,
     )
     with Workers(device, batch_size) as workers:
         for number, decoded in enumerate(stream, start=1):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_cli.config import FitConfig
+from cfa_cli.config import FitConfig, check_max_pixels
 from cfa_cli.data.depth import recognise_depth
 from cfa_cli.data.inputs import find_good_images
 from cfa_cli.data.statistics import summarise
@@ -29,26 +29,39 @@ from cfa_cli.geometry import auto_size
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.scoremap import ScoreMap
-from cfa_cli.records import Bundle, Calibration, FitResult, Geometry, LeftOut, Progress, ProgressCallback, Source
+from cfa_cli.records import (
+    MAX_PIXELS,
+    Bundle,
+    Calibration,
+    FitResult,
+    Geometry,
+    LeftOut,
+    Progress,
+    ProgressCallback,
+    Source,
+)
 
 
 def fit(
     good: str | Path | Sequence[Path],
     config: FitConfig | None = None,
     *,
+    max_pixels: float = MAX_PIXELS,
     progress: ProgressCallback = lambda step: None,
     notify: Callable[[str], None] = lambda note: None,
 ) -> FitResult:
     """Train and calibrate a model on good images: a folder (searched recursively), or a list of files.
 
-    Some of the images, chosen by the seed, are held out from training and calibrate the thresholds. `progress` is
-    called with each step, `notify` with one-line notes. Nothing is written.
+    Some of the images, chosen by the seed, are held out from training and calibrate the thresholds. Files of more than
+    `max_pixels` megapixels are left out. `progress` is called with each step, `notify` with one-line notes. Nothing is
+    written.
 
     Raises InputError for a folder without images and for fewer than 2 usable ones, UsageError for options that do not
     fit together, WeightsError and DeviceError.
     """
     start = time.perf_counter()
     config = config or FitConfig()
+    check_max_pixels(max_pixels)
     left_out = LeftOut()
     folder, paths = _find(good, left_out)
     device = choose_device(config.device)
@@ -57,18 +70,22 @@ def fit(
     # The bundle keeps the weights as they came; the backbone may compute in a shorter type.
     tensors = {f"backbone.{name}": tensor.numpy().copy() for name, tensor in backbone.weights().items()}
     backbone.to(device, dtype).to(memory_format=torch.channels_last)
-    geometry = Geometry(config.size or auto_size(sample_aspects(paths)), config.crop, backbone.mean, backbone.std)
+    geometry = Geometry(
+        config.size or auto_size(sample_aspects(paths, max_pixels)), config.crop, backbone.mean, backbone.std
+    )
     shapes = level_shapes(backbone, geometry.input_size)
     grid = shapes[0][1], shapes[0][2]
     config = replace(config, gamma_c=resolve_gamma_c(config.gamma_c, grid))
     _check_centroids(grid, config)
 
-    bit_depth = recognise_depth(paths)
+    bit_depth = recognise_depth(paths, max_pixels)
     if 8 < bit_depth < 16:
         notify(f"The 16-bit files hold {bit_depth}-bit values: {2**bit_depth - 1} is white.")
     sources = [Source(path, path.name) for path in paths]
     with FeatureStore(shapes, len(paths)) as store:
-        usable, skipped, statistics = store_features(store, backbone, sources, geometry, device, bit_depth, progress)
+        usable, skipped, statistics = store_features(
+            store, backbone, sources, geometry, device, bit_depth, progress, max_pixels
+        )
         if len(usable) < 2:
             raise InputError(
                 f"Only {len(usable)} of {len(paths)} images can be used; at least 2 are needed.",

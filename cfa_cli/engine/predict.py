@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from cfa_cli.bundle import check_there
-from cfa_cli.config import Precision
+from cfa_cli.config import Precision, check_max_pixels
 from cfa_cli.errors import InputError, UsageError
-from cfa_cli.records import DEFAULT_SAVE, Bundle, ProgressCallback, SaveKind, Source
+from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, ProgressCallback, SaveKind, Source
 
 # What loads torch is imported where it is used: arguments are checked first, and what is wrong with them is said at
 # once.
@@ -37,6 +37,7 @@ def predict(
     device: str = "auto",
     precision: Precision | None = None,
     compiled: bool = False,
+    max_pixels: float = MAX_PIXELS,
     stdin: Iterable[str] = (),
     progress: ProgressCallback | None = None,
     command: Sequence[str] = (),
@@ -64,6 +65,7 @@ def predict(
     max_fpr: the share of good images, 0..1, that the threshold may flag by the model's held-out scores.
     device: "auto", "cpu", "cuda", "cuda:N" or "mps". precision: the backbone's numbers, by default as it was fitted.
     compiled: compile the backbone first; takes up to minutes.
+    max_pixels: megapixels, > 0; an image file of more is not decoded and has its `error`.
     stdin: the lines that "-" stands for.
     progress: is called after each image where their number is known.
     command: the command line that the report shows.
@@ -73,6 +75,7 @@ def predict(
     """
     started = time.perf_counter()
     check_options(save, threshold, max_fpr)
+    check_max_pixels(max_pixels)
     listed, items, reads_stdin = _sort_out(inputs)
     if isinstance(model, str | Path):
         check_there(Path(model))
@@ -83,7 +86,15 @@ def predict(
     opened = open_model(model, device=device, precision=precision, compiled=compiled)
     opened = opened.with_threshold(threshold=threshold, max_fpr=max_fpr)
     run = Predictions(
-        opened, out, save, resume=resume, force=force, progress=progress, command=command, started=started
+        opened,
+        out,
+        save,
+        resume=resume,
+        force=force,
+        progress=progress,
+        command=command,
+        started=started,
+        max_pixels=max_pixels,
     )
     run.add([source for source in listed if not run.is_done(source)])
     if isinstance(items, Iterator):

@@ -16,6 +16,7 @@ from cfa_cli.engine.model import Model
 from cfa_cli.engine.scorer import score_batches
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import (
+    MAX_PIXELS,
     Bundle,
     ImageFailure,
     ImageResult,
@@ -50,6 +51,7 @@ class Predictions(Iterator[Prediction]):
         progress: ProgressCallback | None = None,
         command: Sequence[str] = (),
         started: float | None = None,
+        max_pixels: float = MAX_PIXELS,
     ) -> None:
         """Prepare `out`. Raises InputError where it holds a run, or cannot be written.
 
@@ -57,7 +59,7 @@ class Predictions(Iterator[Prediction]):
         """
         self.bundle: Bundle = model.bundle  # with the threshold that is used
         self._warnings = dict.fromkeys(model.warnings)  # in order, each once
-        self._scorer, self._progress = model.scorer, progress
+        self._scorer, self._progress, self._max_pixels = model.scorer, progress, max_pixels
         self._out = None if out is None else Path(out)
         self._keep_images = out is None or bool(save)
         self._writer = None
@@ -153,7 +155,9 @@ class Predictions(Iterator[Prediction]):
         threshold = self.bundle.calibration.threshold
         with self._exit:
             sources = chain.from_iterable(self._sources)
-            for batch in score_batches(self._scorer, sources, threshold, keep_images=self._keep_images):
+            for batch in score_batches(
+                self._scorer, sources, threshold, keep_images=self._keep_images, max_pixels=self._max_pixels
+            ):
                 final = batch if self._folder is None else [one for one in batch if self._folder.is_final(one)]
                 if batch and not final:
                     continue

@@ -17,7 +17,7 @@ from torch import Tensor
 from cfa_cli.data.arrays import check_array
 from cfa_cli.data.images import read_image
 from cfa_cli.errors import ImageError
-from cfa_cli.records import Source
+from cfa_cli.records import MAX_PIXELS, Source
 
 ASPECT_SAMPLE = 32  # images whose aspect is looked at
 
@@ -41,13 +41,17 @@ def read_ahead(
     keep_images: bool,
     ahead: int,
     full_scale: Callable[[np.ndarray], tuple[np.ndarray, str | None]],
+    max_pixels: float = MAX_PIXELS,
 ) -> Iterator[Decoded]:
     """Decode sources in order, at most `ahead` of them before they are asked for. An unreadable one has its error.
 
     `prepare` turns an image (h, w, 3), RGB, uint8 or uint16, into the network's input; it may raise ImageError.
     `full_scale` comes before it: it brings an image to the full scale of its type, and says whether it fits the model.
+    An image of more than `max_pixels` megapixels is not decoded.
     """
-    stream = read_as_they_come(sources, prepare, keep_images=keep_images, ahead=ahead, full_scale=full_scale)
+    stream = read_as_they_come(
+        sources, prepare, keep_images=keep_images, ahead=ahead, full_scale=full_scale, max_pixels=max_pixels
+    )
     return (decoded for decoded in stream if decoded is not None)
 
 
@@ -58,6 +62,7 @@ def read_as_they_come(
     keep_images: bool,
     ahead: int,
     full_scale: Callable[[np.ndarray], tuple[np.ndarray, str | None]],
+    max_pixels: float = MAX_PIXELS,
 ) -> Iterator[Decoded | None]:
     """Do what `read_ahead` does with sources that may not be there yet.
 
@@ -68,7 +73,10 @@ def read_as_they_come(
         start = time.perf_counter()
         plain = replace(source, array=None)
         try:
-            image = read_image(source.path) if source.array is None else check_array(source.array, source.name)
+            if source.array is None:
+                image = read_image(source.path, max_pixels)
+            else:
+                image = check_array(source.array, source.name)
             image, misfit = full_scale(image)
             tensor = prepare(image)
         except ImageError as error:
@@ -90,12 +98,12 @@ def read_as_they_come(
                 future.cancel()
 
 
-def sample_aspects(paths: Sequence[Path]) -> list[float]:
+def sample_aspects(paths: Sequence[Path], max_pixels: float = MAX_PIXELS) -> list[float]:
     """Return height / width of at most 32 images, spread evenly over `paths`; unreadable ones are left out."""
     aspects = []
     for path in paths[:: -(-len(paths) // ASPECT_SAMPLE)]:
         try:
-            height, width = read_image(path).shape[:2]
+            height, width = read_image(path, max_pixels).shape[:2]
         except ImageError:
             continue  # reported when all images are read
         aspects.append(height / width)

@@ -51,6 +51,7 @@ def save_fit(
     *,
     force: bool,
     device: str,
+    max_pixels: float,
     progress: ProgressCallback,
 ) -> SavedFit:
     """Write the model and, if `report` names a page, the page, which shows the images in `good` with their scores.
@@ -59,13 +60,16 @@ def save_fit(
     """
     written = save_bundle(result.bundle, model, force)
     if report is not None:
-        write_fit_report(report, result, _score(result, good, device, progress))
+        write_fit_report(report, result, _score(result, good, device, max_pixels, progress))
     return SavedFit(result, model, written, report)
 
 
-def _score(result: FitResult, good: Path, device: str, progress: ProgressCallback) -> Iterator[Prediction]:
+def _score(
+    result: FitResult, good: Path, device: str, max_pixels: float, progress: ProgressCallback
+) -> Iterator[Prediction]:
     sources = find_sources([str(good)])
     scorer, threshold = load_scorer(result.bundle, device), result.bundle.calibration.threshold
-    for number, prediction in enumerate(score_sources(scorer, sources, threshold, keep_images=True), start=1):
+    predictions = score_sources(scorer, sources, threshold, keep_images=True, max_pixels=max_pixels)
+    for number, prediction in enumerate(predictions, start=1):
         progress(Progress("scoring", number, len(sources)))
         yield prediction

@@ -25,7 +25,7 @@ from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16
 from cfa_cli.model.network import Network
-from cfa_cli.records import Bundle, Geometry, Label, Prediction, Source, TrainingImages
+from cfa_cli.records import MAX_PIXELS, Bundle, Geometry, Label, Prediction, Source, TrainingImages
 from cfa_cli.text import printable
 
 BATCH_SIZE = 8
@@ -176,13 +176,16 @@ def score_sources(
     *,
     keep_images: bool = False,
     batch_size: int = BATCH_SIZE,
+    max_pixels: float = MAX_PIXELS,
 ) -> Iterator[Prediction]:
     """Score sources as a stream, in order; memory does not grow with their number.
 
     Each Prediction has its `score_map`, and its `image` where images are kept. An unreadable image has its `error` and
-    no score.
+    no score; one of more than `max_pixels` megapixels is not decoded.
     """
-    for batch in score_batches(scorer, sources, threshold, keep_images=keep_images, batch_size=batch_size):
+    for batch in score_batches(
+        scorer, sources, threshold, keep_images=keep_images, batch_size=batch_size, max_pixels=max_pixels
+    ):
         yield from batch
 
 
@@ -193,6 +196,7 @@ def score_batches(
     *,
     keep_images: bool,
     batch_size: int = BATCH_SIZE,
+    max_pixels: float = MAX_PIXELS,
 ) -> Iterator[list[Prediction]]:
     """Do what `score_sources` does, batch by batch.
 
@@ -206,6 +210,7 @@ def score_batches(
         full_scale=lambda image: to_full_scale(image, scorer.training),
         keep_images=keep_images,
         ahead=batch_size,
+        max_pixels=max_pixels,
     )
     with ThreadPoolExecutor(1, "cfa-score") as thread:
         # While the caller handles one batch, the next is scored.

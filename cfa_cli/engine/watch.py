@@ -9,10 +9,10 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from cfa_cli.bundle import check_there
-from cfa_cli.config import Precision
+from cfa_cli.config import Precision, check_max_pixels
 from cfa_cli.data.watch import WatchedFolder, check_folder
 from cfa_cli.engine.predict import check_options
-from cfa_cli.records import DEFAULT_SAVE, Bundle, SaveKind
+from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, SaveKind
 
 if TYPE_CHECKING:  # what loads torch is imported once the arguments are checked
     from cfa_cli.engine.model import Model
@@ -33,6 +33,7 @@ def watch(
     device: str = "auto",
     precision: Precision | None = None,
     compiled: bool = False,
+    max_pixels: float = MAX_PIXELS,
     command: Sequence[str] = (),
 ) -> Predictions:
     """Score the images in `folder` and those that arrive, each once it is written to its end, until `stop` is set.
@@ -47,6 +48,7 @@ def watch(
     started = time.perf_counter()
     folder, results = Path(folder), None if out is None else Path(out)
     check_options(save, threshold, max_fpr)
+    check_max_pixels(max_pixels)
     check_folder(folder, ignore=results)
     if isinstance(model, str | Path):
         check_there(Path(model))
@@ -56,6 +58,8 @@ def watch(
     opened = open_model(model, device=device, precision=precision, compiled=compiled)
     opened = opened.with_threshold(threshold=threshold, max_fpr=max_fpr)
     opened.warm_up()
-    run = Predictions(opened, out, save, resume=resume, force=force, command=command, started=started)
+    run = Predictions(
+        opened, out, save, resume=resume, force=force, command=command, started=started, max_pixels=max_pixels
+    )
     run.follow(WatchedFolder(folder, run.is_done, stop, ignore=results))
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +164,18 @@ def test_the_same_command_gives_the_same_bytes(cfa, few, tmp_path):
     for folder, out in [(few, "a.safetensors"), (tmp_path / "copy", "b.safetensors")]:
         assert cfa("fit", folder, *QUICK, "--out", out).code == 0
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_images_of_more_pixels_than_are_wanted_are_left_out(cfa, few):
+    """Of 72 x 80 px, 0.00576 megapixels, all but one of 100 x 100 px are within 0.006 megapixels."""
+    write_part(few / "large.png", 9, size=(100, 100))
+    done = cfa("fit", few, *QUICK, "--max-pixels", 0.006, "--report")
+    assert done.code == 8
+    assert "Warning: Left out: " in done.err
+    assert "large.png" in done.err
+    assert load_bundle("cfa-model.safetensors").provenance.images == 6
+    done = cfa("predict", few, "--max-pixels", 0.006, "--save", "none", "--json")
+    assert done.code == 8
+    assert [Path(each["path"]).name for each in json.loads(done.out)["errors"]] == ["large.png"]
+    for command in ("fit", "predict"):
+        assert_refused(cfa(command, few, "--max-pixels", 0), 2, "--max-pixels 0.0 is not a positive number", "200")
