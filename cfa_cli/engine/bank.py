@@ -34,9 +34,14 @@ def build_bank(
     config: FitConfig,
     progress: ProgressCallback,
 ) -> Tensor:
-    """Build the bank (M, D) from the initial descriptor's output, image by image.
+    """Build the memory bank from the initial descriptor's output, image by image.
 
-    K-means passes over the images many times: `progress` counts an image for each share of that work.
+    store: the images' feature maps.
+    images: numbers of the training images in it.
+    descriptor: before training.
+    progress: counts images; K-means passes over them many times, and an image counts for each share of that work.
+
+    Returns (M, D) float32, M = h*w / gamma_c.
     """
     device = descriptor.weight.device
     steps, passes = count(1), 1 + KMEANS_ITERATIONS if config.bank == "kmeans" else 1
@@ -92,7 +97,10 @@ def score_positions(
     config: FitConfig,
     progress: ProgressCallback,
 ) -> Tensor:
-    """Score the positions of stored images: (n, h, w) float32, on the CPU."""
+    """Score the positions of stored images by a trained descriptor and the bank (M, D): (n, h, w) float32, on the CPU.
+
+    images: numbers of n images in the store.
+    """
     _, height, width = store.shapes[0]
     search = NeighbourSearch(bank)
     described = descriptor.moved_to(search.frame)

@@ -27,9 +27,15 @@ def train_descriptor(
     config: FitConfig,
     on_batch: EpochCallback,
 ) -> tuple[list[float], Tensor]:
-    """Train `descriptor` in place on the stored images; the bank (M, D) stays as it is.
+    """Train a descriptor in place (paper, algorithm 1).
 
-    Returns each epoch's mean loss, and the radius () that was learned with the descriptor.
+    store: the images' feature maps.
+    images: numbers of the training images in it.
+    descriptor: is changed.
+    bank: (M, D) float32, stays as it is.
+    on_batch: called after each batch.
+
+    Returns each epoch's mean loss, and the learned radius ().
     """
     device = bank.device
     radius = nn.Parameter(torch.tensor(INITIAL_RADIUS, device=device))

@@ -26,9 +26,9 @@ def check_backbone_name(name: str) -> None:
 class Backbone(nn.Module):
     """Feature maps of a timm model at chosen layers, without gradients.
 
-    `name` is timm's, `layers` are strides ("8") or module names ("layer2"); None takes strides 4, 8 and 16 (the last
-    map of each). `state_dict` holds timm's names; what lies behind the last chosen layer is dropped and need not be
-    there. Without a `state_dict` the weights are timm's random ones.
+    name: timm's.
+    layers: strides ("8") or module names ("layer2"); None takes strides 4, 8 and 16, the last map of each.
+    state_dict: weights under timm's names; those behind the last chosen layer need not be there. None: random ones.
 
     Raises WeightsError for an unknown name, a model without feature maps and weights that do not fit; UsageError for
     layers that the model does not have.

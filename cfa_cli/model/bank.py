@@ -12,7 +12,7 @@ from cfa_cli.model.search import NeighbourSearch
 
 EMA_RATE = 0.1
 KMEANS_ITERATIONS = 3
-KMEANS_POINTS = 32  # a cluster and iteration: more move the centroids very little
+KMEANS_POINTS = 32  # descriptors for each cluster and iteration: more move the centroids very little
 
 
 class Drawable(Protocol):
@@ -24,9 +24,11 @@ class Drawable(Protocol):
 
 
 def mean_bank(descriptors: Iterable[Tensor]) -> Tensor:
-    """Average descriptors (h*w, D), one tensor an image, position by position: what the authors' code does.
+    """Average the images' descriptors position by position, as the authors' code does.
 
-    Returns (h*w, D).
+    descriptors: (h*w, D) float32 for each image.
+
+    Returns (h*w, D) float32. Raises ValueError if there are none.
     """
     total, count = None, 0
     for image in descriptors:
@@ -39,10 +41,15 @@ def mean_bank(descriptors: Iterable[Tensor]) -> Tensor:
 
 
 def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:
-    """Start from the first image's descriptors; each further image pulls every centroid to its nearest one there.
+    """Move centroids by an exponential moving average (paper, section III-C).
 
-    The paper's text: K-means of the first image's h*w features into h*w clusters is the features themselves, then
-    c <- (1 - rate) c + rate * nearest(c). Takes (h*w, D) an image; returns (h*w, D).
+    The paper clusters the first image's h*w descriptors into h*w centroids, which are the descriptors themselves. Each
+    further image then moves every centroid c towards its nearest descriptor n there: c <- (1 - rate) c + rate n.
+
+    descriptors: (h*w, D) float32 for each image.
+    rate: of the moving average, 0 to 1.
+
+    Returns (h*w, D) float32. Raises ValueError if there are no descriptors.
     """
     bank: Tensor | None = None
     for image in descriptors:
@@ -58,11 +65,17 @@ def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:
 
 
 def kmeans_bank(descriptors: Callable[[], Iterable[Drawable]], images: int, clusters: int, seed: int) -> Tensor:
-    """Cluster all images' descriptors by K-means, image by image, so that memory does not grow with them.
+    """Cluster all images' descriptors by K-means, image by image, so that memory does not grow with their number.
 
-    `descriptors()` gives (h*w, D) an image, the same on each call. Starts from descriptors drawn evenly over the
-    `images`; each of a few iterations draws others, and a cluster that none of them is nearest to stays where it is.
-    Returns (clusters, D).
+    The first centroids are descriptors drawn evenly from the images. Each of a few iterations draws others; a centroid
+    that is nearest to none of them keeps its place.
+
+    descriptors: called for each pass; gives each image's descriptors (h*w, D), the same on each call.
+    images: how many images that are.
+    clusters: M.
+    seed: of the drawing.
+
+    Returns (M, D) float32.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -84,7 +97,14 @@ def kmeans_bank(descriptors: Callable[[], Iterable[Drawable]], images: int, clus
 
 
 def compress(bank: Tensor, gamma_c: int, seed: int) -> Tensor:
-    """Reduce a bank (M, D) to M / gamma_c centroids by K-means (scikit-learn's); gamma_c 1 leaves it as it is."""
+    """Reduce a memory bank to M / gamma_c centroids by scikit-learn's K-means (paper, section III-C).
+
+    bank: (M, D) float32.
+    gamma_c: 1 leaves the bank as it is.
+    seed: of the first centroids.
+
+    Returns (M / gamma_c, D) float32.
+    """
     if gamma_c == 1:
         return bank
     from sklearn.cluster import KMeans  # 80 MB and half a second, not needed above

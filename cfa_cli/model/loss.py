@@ -24,14 +24,18 @@ class LossGradients(NamedTuple):
 def coupled_hypersphere_loss(
     descriptors: Tensor, bank: Tensor, squared: Tensor, indices: Tensor, radius: Tensor
 ) -> LossGradients:
-    """Attract descriptors to their K nearest centroids, repel them from the next J = K.
+    """Attract descriptors to their K nearest centroids, and repel them from the next J = K (paper, equations 1 to 4).
 
     With d_k the squared distance to the k-th nearest centroid:
     attraction = mean over k <= K of max(0, d_k - r²) / nu, repulsion = mean over K < j <= 2K of
-    max(0, r² - d_j - alpha) / nu. Each hinge's gradient is a plain sum of chosen centroids, so neither the distance
-    matrix nor the search needs a graph.
+    max(0, r² - d_j - alpha) / nu. Each hinge's gradient is a sum of a few centroids, so autograd needs to see neither
+    the distance matrix nor the search.
 
-    descriptors (N, D), bank (M, D), squared (N, 2K) ascending, indices (N, 2K) int64, radius (); float32.
+    descriptors: (N, D) float32.
+    bank: (M, D) float32.
+    squared: (N, 2K) float32, squared distances to the nearest centroids, ascending.
+    indices: (N, 2K) int64, these centroids.
+    radius: () float32, r.
     """
     count, doubled = squared.shape
     k = doubled // 2

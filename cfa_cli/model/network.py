@@ -16,11 +16,15 @@ from cfa_cli.model.tiles import extract_levels, row_bands
 
 
 class Network(nn.Module):
-    """Backbone, descriptor, bank and score map.
+    """Backbone, descriptor, memory bank and score map.
 
-    bank (M, D) and baseline (h, w) float32: each position's score is divided by its baseline. `input_size` (H, W) and
-    `sigma` are in px of the input, `neighbours` is the score's K. The backbone may run in a shorter type (see
-    `backbone_dtype`); everything after it is float32.
+    backbone: may run in a shorter number type (see `backbone_dtype`); everything after it is float32.
+    descriptor: projects the backbone's feature maps to D channels.
+    bank: (M, D) float32, the centroids.
+    baseline: (h, w) float32 > 0; each position's score is divided by it.
+    input_size: (H, W) px.
+    neighbours: K of the score, 1 to M.
+    sigma: of the score map's Gaussian, px of the input.
     """
 
     bank: Tensor

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cfa_cli.model.search import NeighbourSearch, nearest_plain
-from cfa_cli.model.search_filter import FILTER_TYPES, Filter, filter_sizes
+from cfa_cli.model.search_filter import FILTER_TYPES, Filter, filter_sizes, shorten
 
 UNIT = 2.0**-24  # float32's rounding
 
@@ -195,3 +195,18 @@ def test_nothing_is_warned_of():
     )
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
     assert "Sparse" not in done.stderr
+
+
+@pytest.mark.parametrize("dtype", FILTER_TYPES, ids=str)
+@pytest.mark.parametrize("remainder", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
+def test_short_vectors_are_no_further_apart_than_whole_ones(remainder, dtype):
+    spread = torch.cat([torch.ones(57), torch.full((71,), remainder)])
+    bank = draw(40, 128).repeat(10, 1) * spread + draw(400, 128, seed=11) * spread * 1e-3
+    queries = bank + draw(400, 128, seed=12) * spread * 1e-3
+    q, b = shorten(queries, 57, dtype), shorten(bank, 57, dtype)
+    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+    short = torch.cdist(q.values.double(), b.values.double(), **exact)
+    room = q.rounding.double()[:, None] + b.rounding.double()
+    assert (short <= torch.cdist(queries.double(), bank.double(), **exact) + room).all()
+    if dtype == torch.float32:  # the room is for the norm of what is small, not for the vectors' lengths
+        assert float(room.max()) <= 1e-2 * remainder
