@@ -16,7 +16,7 @@ _DEFAULT = [options.DEFAULT_MODEL]
 def info(
     bundles: Annotated[
         list[Path],
-        typer.Argument(help="Models that `cfa fit` wrote; several are shown side by side.", metavar="BUNDLES..."),
+        typer.Argument(help="Models that `cfa fit` wrote; several are shown side by side.", metavar="BUNDLES"),
     ] = _DEFAULT,
     json: options.Json = False,
 ) -> None:
