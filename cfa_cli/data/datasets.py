@@ -14,6 +14,7 @@ from cfa_cli.records import IMAGE_SUFFIXES
 from cfa_cli.text import command_line
 
 GOOD = "good"  # the kind of all defect-free test images, whatever the data set's own folder is called
+MASK_SUFFIX = "_mask"  # that may follow the image's name in its mask's
 _VISA_SPLIT = "split_csv/1cls.csv"
 _MOST = 5  # problems that one message names
 
@@ -108,7 +109,9 @@ def _open_folder(folder: Path, root: Path | None, categories: Sequence[str]) -> 
     if not names:
         raise InputError(
             f"{folder} is not in MVTec's layout: neither it nor a folder in it has train/good.",
-            "The layout: CATEGORY/train/good, CATEGORY/test/good, CATEGORY/test/KIND, CATEGORY/ground_truth/KIND.",
+            "The layout: CATEGORY/train/good, CATEGORY/test/good, CATEGORY/test/KIND, CATEGORY/ground_truth/KIND. Of "
+            "your own images, most of the normal ones belong in train/good, the others in test/good, and the defects in "
+            "test/KIND.",
         )
     chosen = _choose(tuple(names), categories, str(folder))
     read = list(_read_folders(parent, chosen))
@@ -170,8 +173,15 @@ def _mask_gaps(category: Category) -> list[str]:
     """How many masks a category lacks, if any."""
     bad = [image for image in category.test if image.anomalous]
     lacking = [image.path for image in bad if image.mask is None]
-    text = f"{category.name} has {len(bad) - len(lacking)} of {len(bad)} masks"
-    return [f"{text} (none for {lacking[0]})"] if lacking else []
+    if not lacking:
+        return []
+    text = f"{category.name} has {len(bad) - len(lacking)} of {len(bad)} masks (none for {lacking[0]})"
+    root = next((folder for folder in lacking[0].parents if folder.name == "test"), None)
+    there = _images(root.parent / "ground_truth") if root else []
+    if root and there and len(lacking) == len(bad):  # they may have other names
+        stem = lacking[0].stem
+        text += f"; looked for {stem}{MASK_SUFFIX} or {stem} with any image's suffix, there is {there[0].name}"
+    return [text]
 
 
 def _require_none(problems: Sequence[str], where: str, hint: str) -> None:
@@ -182,10 +192,11 @@ def _require_none(problems: Sequence[str], where: str, hint: str) -> None:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images in a folder, sorted by name; none if it is not there."""
+    """The images in a folder and below, sorted; none if it is not there."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _read_folders(root: Path, names: Sequence[str], good: str = GOOD) -> Iterator[Category]:
@@ -196,10 +207,17 @@ def _read_folders(root: Path, names: Sequence[str], good: str = GOOD) -> Iterato
         for kind in sorted(
             each.name for each in (folder / "test").glob("[!.]*") if each.is_dir() and each.name != good
         ):
-            # MVTec appends "_mask" to the image's name, others do not, and a mask may be of another format
-            masks = {path.stem.removesuffix("_mask"): path for path in _images(folder / "ground_truth" / kind)}
-            test += [TestImage(path, kind, masks.get(path.stem)) for path in _images(folder / "test" / kind)]
+            # MVTec appends "_mask" to the image's name, others do not, and a mask may be of another format.
+            place = folder / "ground_truth" / kind
+            masks = {_key(path, place, MASK_SUFFIX): path for path in _images(place)}
+            place = folder / "test" / kind
+            test += [TestImage(path, kind, masks.get(_key(path, place))) for path in _images(place)]
         yield Category(name, tuple(_images(folder / "train" / good)), tuple(test))
+
+
+def _key(path: Path, folder: Path, suffix: str = "") -> str:
+    """What an image and its mask have in common: where they lie below their folders, and their name."""
+    return path.relative_to(folder).with_name(path.stem.removesuffix(suffix)).as_posix()
 
 
 def _read_btad(root: Path, names: Sequence[str]) -> Iterator[Category]:

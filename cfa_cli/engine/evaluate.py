@@ -105,7 +105,9 @@ def data_digest(category: Category) -> str:
 
 def _map_path(maps: Path, category: Category, image: TestImage) -> Path:
     """Where MVTec's evaluator looks for a test image's map."""
-    return maps / category.name / "test" / image.kind / f"{image.path.stem}.tiff"
+    folders = image.path.parent.parts
+    below = folders[len(folders) - folders[::-1].index(image.kind) :] if image.kind in folders else ()
+    return Path(maps, category.name, "test", image.kind, *below, f"{image.path.stem}.tiff")
 
 
 def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[float], CurveMetrics, float]:

@@ -166,3 +166,17 @@ def test_names_that_are_nothing(tmp_path):
     assert caught.value.hint == "Did you mean toothbrush?"
     with pytest.raises(UsageError, match="--data-root"):
         open_dataset(str(tmp_path), tmp_path)
+
+
+def test_kinds_in_subfolders_and_masks_of_other_names(tmp_path):
+    folder = mvtec_tree(tmp_path, "bolt", 3, 1, 0)
+    for camera in ("camera1", "camera2"):
+        touch(folder / f"test/spot/{camera}/1.png", folder / f"ground_truth/spot/{camera}/1_mask.png")
+    touch(folder / "test/spot/.hidden/1.png")
+    (category,) = open_dataset(str(folder)).categories
+    found = [(image.path.parent.name, image.mask.parent.name) for image in category.test if image.anomalous]
+    assert found == [("camera1", "camera1"), ("camera2", "camera2")]
+    for camera in ("camera1", "camera2"):
+        (folder / f"ground_truth/spot/{camera}/1_mask.png").rename(folder / f"ground_truth/spot/{camera}/1_GT.png")
+    with pytest.raises(InputError, match=r"0 of 2 masks .*; looked for 1_mask or 1 with any .*, there is 1_GT\.png"):
+        open_dataset(str(folder))
