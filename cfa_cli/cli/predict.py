@@ -21,20 +21,43 @@ SAVE_CHOICES = (*get_args(SaveKind), "none")
 
 def predict(
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Images, folders or globs; - reads paths from stdin.")
+        list[str] | None, typer.Argument(metavar="IMAGES", help="Images, folders or globs; - reads paths from stdin.")
     ] = None,
     watch: Annotated[
-        Path | None, typer.Option(help="Stay up and score each image that arrives in this folder, until Ctrl-C.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Stay up and score each image that arrives in this folder, until Ctrl-C."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write results to.")] = Path("maps"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="The folder to write results to.", rich_help_panel=options.FILES
+        ),
+    ] = Path("maps"),
     model: options.Model = options.DEFAULT_MODEL,
     save: Annotated[
-        str, typer.Option(help=f"What to write beside scores.csv, with commas: {', '.join(SAVE_CHOICES)}.")
+        str,
+        typer.Option(
+            metavar="KINDS",
+            help=f"What to write beside scores.csv, with commas: {', '.join(SAVE_CHOICES)}.",
+            rich_help_panel=options.FILES,
+        ),
     ] = "overlay",
-    threshold: Annotated[float | None, typer.Option(help="Score above which an image is anomalous.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Score above which an image is anomalous.",
+            show_default="the model's",
+            rich_help_panel="Threshold",
+        ),
+    ] = None,
     max_fpr: options.MaxFpr = None,
-    fail_on_anomaly: Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if one is found.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    fail_on_anomaly: Annotated[
+        bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if one is found.", rich_help_panel="Threshold")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.", rich_help_panel=options.FILES)
+    ] = False,
     force: options.Force = False,
     max_pixels: options.MaxPixels = MAX_PIXELS,
     device: options.Device = "auto",
@@ -44,6 +67,7 @@ def predict(
         typer.Option(
             "--compile",
             help="Compile the backbone first: takes up to a minute, saves some 3 ms an image; for many thousands.",
+            rich_help_panel="Computing",
         ),
     ] = False,
     json: options.Json = False,

@@ -26,6 +26,7 @@ from cfa_cli.engine.training import train_descriptor
 from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.geometry import auto_size
+from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.scoremap import ScoreMap
@@ -70,13 +71,8 @@ def fit(
     # The bundle keeps the weights as they came; the backbone may compute in a shorter type.
     tensors = {f"backbone.{name}": tensor.numpy().copy() for name, tensor in backbone.weights().items()}
     backbone.to(device, dtype).to(memory_format=torch.channels_last)
-    geometry = Geometry(
-        config.size or auto_size(sample_aspects(paths, max_pixels)), config.crop, backbone.mean, backbone.std
-    )
-    shapes = level_shapes(backbone, geometry.input_size)
+    geometry, shapes, config = _resolve(paths, config, backbone, max_pixels)
     grid = shapes[0][1], shapes[0][2]
-    config = replace(config, gamma_c=resolve_gamma_c(config.gamma_c, grid))
-    _check_centroids(grid, config)
 
     bit_depth = recognise_depth(paths, max_pixels)
     if 8 < bit_depth < 16:
@@ -86,11 +82,7 @@ def fit(
         usable, skipped, statistics = store_features(
             store, backbone, sources, geometry, device, bit_depth, progress, max_pixels
         )
-        if len(usable) < 2:
-            raise InputError(
-                f"Only {len(usable)} of {len(paths)} images can be used; at least 2 are needed.",
-                f"The first that cannot: {skipped[0][1]}",
-            )
+        _check_usable(usable, skipped)
         train, holdout = split_holdout(len(usable), config.holdout, config.seed)
         learned = _learn(store, train, backbone.channels, device, config, progress)
         positions = score_positions(store, holdout, learned.descriptor, learned.bank, config, progress)
@@ -150,6 +142,28 @@ def _find(good: str | Path | Sequence[Path], left_out: LeftOut) -> tuple[Path | 
             f"At least 2 good images are needed; found {len(paths)}.", "Give a folder with 20 or more good images."
         )
     return folder, paths
+
+
+def _resolve(
+    paths: Sequence[Path], config: FitConfig, backbone: Backbone, max_pixels: float
+) -> tuple[Geometry, list[tuple[int, int, int]], FitConfig]:
+    """Return the geometry, (C_l, h_l, w_l) of each feature map, and the configuration without anything automatic."""
+    size = config.size or auto_size(sample_aspects(paths, max_pixels))
+    geometry = Geometry(size, config.crop, backbone.mean, backbone.std)
+    shapes = level_shapes(backbone, geometry.input_size)
+    grid = shapes[0][1], shapes[0][2]
+    config = replace(config, gamma_c=resolve_gamma_c(config.gamma_c, grid))
+    _check_centroids(grid, config)
+    return geometry, shapes, config
+
+
+def _check_usable(usable: Sequence[Source], skipped: Sequence[tuple[str, str]]) -> None:
+    """Raise InputError if fewer than 2 images could be read."""
+    if len(usable) < 2:
+        raise InputError(
+            f"Only {len(usable)} of {len(usable) + len(skipped)} images can be used; at least 2 are needed.",
+            f"The first that cannot: {skipped[0][1]}",
+        )
 
 
 def _check_centroids(grid: tuple[int, int], config: FitConfig) -> None:
