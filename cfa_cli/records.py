@@ -212,6 +212,20 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A marked part of an image, in px of the source: columns from its left, rows from its top."""
+
+    left: int  # its box
+    top: int
+    width: int
+    height: int
+    area: int  # px
+    centroid: tuple[float, float]  # (column, row)
+    peak: float  # highest map value
+    peak_at: tuple[int, int]  # (column, row)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One image's result. Arrays are None where the image could not be read, and once they are written."""
 
@@ -226,6 +240,7 @@ class Prediction:
     score_map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
     map: np.ndarray | None = field(default=None, repr=False)  # (h, w) float32 at the source's size, from `predict`
     image: np.ndarray | None = field(default=None, repr=False)  # (h, w, 3) RGB, uint8 or uint16, source size
+    regions: tuple[Region, ...] = ()  # by falling peak; found where maps are brought to the source's size
 
     @property
     def result(self) -> ImageResult:

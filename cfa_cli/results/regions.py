@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cfa_cli.records import Calibration
+from cfa_cli.records import Calibration, Region
 
 
 def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -23,3 +23,25 @@ def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     marked = np.zeros(count, np.uint8)
     marked[labels[core > 0]] = 255
     return np.asarray(marked[labels])
+
+
+def find_regions(score_map: np.ndarray, calibration: Calibration, min_area: int = 1) -> tuple[Region, ...]:
+    """Measure the regions that `mark` marks, of `min_area` px or more, by falling peak.
+
+    score_map: (h, w) float32, at the source's size; boxes and positions are in its px.
+    """
+    mask = mark(score_map, calibration)
+    if not mask.any():
+        return ()
+    _, labels, boxes, centroids = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    regions = []
+    for label, (left, top, width, height, area) in enumerate(boxes.tolist()):
+        if label == 0 or area < min_area:  # 0 is all that is not marked
+            continue
+        box = np.s_[top : top + height, left : left + width]
+        values = np.where(labels[box] == label, score_map[box], -np.inf)
+        row, column = divmod(int(values.argmax()), width)
+        centre = float(centroids[label][0]), float(centroids[label][1])
+        peak_at = left + column, top + row
+        regions.append(Region(left, top, width, height, area, centre, float(values[row, column]), peak_at))
+    return tuple(sorted(regions, key=lambda region: -region.peak))

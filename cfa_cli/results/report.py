@@ -24,6 +24,7 @@ from cfa_cli.atomic import atomic_path
 from cfa_cli.records import Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
 from cfa_cli.results.scores import Row, read_run
+from cfa_cli.results.text import regions_to_json
 from cfa_cli.results.writer import REPORT_IMAGE, SHOWN_BY_BROWSERS
 from cfa_cli.text import command_line
 
@@ -131,7 +132,8 @@ def _row_data(row: Row, folder: Path, out: Path, defect: bool | None) -> list[An
     height, width = row.size or (0, 0)
     # The very score: the threshold may be the score of an image that is among those to see.
     score = None if row.score is None else float(np.float32(row.score))
-    return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect]
+    regions = regions_to_json(row.regions)
+    return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect, regions]
 
 
 def _relative_url(path: Path, out: Path) -> str:

@@ -13,16 +13,17 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cfa_cli.atomic import atomic_path
 from cfa_cli.errors import InputError
-from cfa_cli.records import Label, Prediction
+from cfa_cli.records import Label, Prediction, Region
 from cfa_cli.results.folder import ELSEWHERE, is_there, writing
 from cfa_cli.results.names import is_safe
+from cfa_cli.results.text import csv_line, json_line, region_lines, regions_from_json, regions_to_json, safe
 
 COLUMNS = ("path", "score", "normalized", "threshold", "label", "milliseconds", "error")
 _FORMAT = 1  # of run.jsonl
@@ -42,6 +43,7 @@ class Row:
     error: str | None  # why the image has no score, or why its pictures could not be written
     size: tuple[int, int] | None  # (height, width) in px, source size
     state: tuple[int, int] | None = None  # of the file, where it may be overwritten: see `Source`
+    regions: tuple[Region, ...] = ()
 
 
 class ScoreTable:
@@ -54,6 +56,7 @@ class ScoreTable:
         first of which is written. Raises InputError where a run is there and must not be taken up, and where `out`
         cannot be written.
         """
+        self._save = list(save)
         self._out, self._journal, self._scores = out, out / "run.jsonl", out / "scores.csv"
         self.rows: list[Row] = []  # of the run taken up; without those that failed, which are to be tried again
         self._failed: set[str] = set()
@@ -79,14 +82,16 @@ class ScoreTable:
     def append(self, prediction: Prediction, name: str) -> None:
         """Append a row; `name` is that of its files. Raises InputError where it cannot be written."""
         path = self._path(prediction.source.path)
-        line = _csv_line(_fields(prediction, path))
+        line = csv_line(_fields(prediction, path))
         size = None if prediction.image is None else prediction.image.shape[:2]
         end, failed = self._end + len(line), prediction.error is not None
         state = prediction.source.state
-        entry = {"path": path, "name": name, "size": size, "state": state, "failed": failed, "end": end}
+        regions = regions_to_json(prediction.regions)
+        entry: dict[str, Any] = {"path": path, "name": name, "size": size, "state": state, "failed": failed}
+        entry |= {"regions": regions, "end": end}
         # run.jsonl first: of a line without its row nothing remains when the run is taken up.
         for file, text, written in zip(
-            self._files, (_json_line(entry), line), (self._journal, self._scores), strict=True
+            self._files, (json_line(entry), line), (self._journal, self._scores), strict=True
         ):
             with writing(written):
                 if file.write(text) != len(text):
@@ -98,11 +103,17 @@ class ScoreTable:
             self._failed.add(identity)
 
     def close(self) -> None:
-        """Close the files, and give each image that was tried again one row, in the place of its first."""
+        """Close the files, give each image that was tried again one row, in its first's place, and list the regions.
+
+        regions.csv comes at the end alone: run.jsonl keeps them until then.
+        """
         for file in self._files:
             file.close()
         if self._superseded:
             _write(self._out, _read(self._out))
+        if self._save:
+            with writing(self._out / "regions.csv"), atomic_path(self._out / "regions.csv") as temporary:
+                temporary.write_bytes(b"".join(region_lines(_read(self._out).rows)))
 
     def _path(self, path: Path) -> str:
         """As it was given; where the run was started in another folder, so that it still starts there."""
@@ -212,9 +223,9 @@ def _table(
     ordered = [entries[index] for index in _input_order(keys)]
     for expected, text in ((ordered, data), (whole, data[:end])):
         table = _parse(text)
-        if [fields["path"] for fields in table] == [_safe(entry["path"]) for entry in expected]:
+        if [fields["path"] for fields in table] == [safe(entry["path"]) for entry in expected]:
             rows = [_row(entry, fields) for entry, fields in zip(expected, table, strict=True)]
-            return rows, [_csv_line(fields[column] for column in COLUMNS) for fields in table]
+            return rows, [csv_line(fields[column] for column in COLUMNS) for fields in table]
     return None
 
 
@@ -240,8 +251,8 @@ def _write(out: Path, run: _Run) -> _Run:
         end += len(line)
         failed = row.error is not None
         entry = {"path": str(row.path), "name": row.name, "size": row.size, "state": row.state, "failed": failed}
-        entries.append({**entry, "end": end})
-    contents = {"scores.csv": _HEADER + b"".join(run.lines), "run.jsonl": b"".join(map(_json_line, entries))}
+        entries.append({**entry, "regions": regions_to_json(row.regions), "end": end})
+    contents = {"scores.csv": _HEADER + b"".join(run.lines), "run.jsonl": b"".join(map(json_line, entries))}
     # At first the journal, so that wherever a table is, it is known what it belongs to; later the table, see `_table`.
     for name in sorted(contents, reverse=(out / "scores.csv").exists()):
         with writing(out / name), atomic_path(out / name) as temporary:
@@ -286,6 +297,7 @@ def _row(entry: dict[str, Any], fields: dict[str, str]) -> Row:
         error=fields["error"] or None,
         size=tuple(entry["size"]) if entry["size"] else None,
         state=tuple(entry["state"]) if entry.get("state") else None,
+        regions=regions_from_json(entry.get("regions", [])),
     )
 
 
@@ -299,30 +311,14 @@ def _fields(prediction: Prediction, path: str) -> list[str]:
     if normalized == "1" and prediction.normalized is not None:  # a score may be any number of times the threshold
         normalized = repr(min(prediction.normalized, math.nextafter(1, 0)))
     return [
-        _safe(path),
+        safe(path),
         text(prediction.score),
         normalized,
         text(prediction.threshold),
         prediction.label or "",
         text(prediction.milliseconds, ".3f"),
-        _safe(prediction.error or ""),
+        safe(prediction.error or ""),
     ]
 
 
-def _safe(text: str) -> str:
-    """Keep spreadsheets from running a file name as a formula. `./` changes no relative path's meaning."""
-    return f"./{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
-def _csv_line(fields: Iterable[str]) -> bytes:
-    """A row, its line end "\\n"; fields with a line end of any kind are quoted."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(fields)
-    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
-
-
-_HEADER = _csv_line(COLUMNS)
-
-
-def _json_line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+_HEADER = csv_line(COLUMNS)

@@ -1,6 +1,7 @@
 """What `predict` writes: scores.csv, and the pictures and maps of each image, in folders that mirror the input.
 
 OUT/scores.csv             a row an image, in input order, as they are computed
+OUT/regions.csv            a row a region, at the end; not where nothing but scores.csv is asked for
 OUT/overlays/NAME.png      OUT/maps/NAME.tiff      OUT/masks/NAME.png      OUT/heatmaps/NAME.png
 OUT/report/NAME.jpg, .png  the report's small overlay, and the map on the colour scale as grey values
 OUT/report/NAME.mask.png   the report's small mask
@@ -9,10 +10,7 @@ OUT/run.jsonl              what --resume and the report need, see `results.score
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import hashlib
-import json
 import math
 import os
 import re
@@ -23,7 +21,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +28,8 @@ import numpy as np
 from cfa_cli.atomic import atomic_path
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
-from cfa_cli.records import Bundle, Prediction, Source
+from cfa_cli.records import Bundle, Prediction, Region, Source
+from cfa_cli.results.digest import model_digests
 from cfa_cli.results.folder import locked
 from cfa_cli.results.names import FileNames
 from cfa_cli.results.overlays import (
@@ -41,7 +39,7 @@ from cfa_cli.results.overlays import (
     scale_map,
     to_8_bit,
 )
-from cfa_cli.results.regions import mark
+from cfa_cli.results.regions import find_regions, mark
 from cfa_cli.results.scores import Row, ScoreTable, absolute, holds_run, read_run
 
 KINDS = {  # of --save: folder and suffix
@@ -113,7 +111,7 @@ class ResultWriter:
             held.enter_context(locked(self._out))
             if force:
                 _remove_run(self._out)
-            models = (_digest(bundle), _digest_of_format_1(bundle))
+            models = model_digests(bundle)
             self._table = ScoreTable(self._out, self._save, models, resume=resume)
             held.callback(self._table.close)
             _remove_temporaries(self._out)
@@ -125,7 +123,7 @@ class ResultWriter:
             self._done[absolute(row.path)] = row.name, row.state
         self._workers = workers or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cfa-write")
-        self._pending: deque[tuple[Prediction, str, Future[None]]] = deque()
+        self._pending: deque[tuple[Prediction, str, Future[tuple[Region, ...]]]] = deque()
 
     @property
     def earlier(self) -> Sequence[Row]:
@@ -190,7 +188,8 @@ class ResultWriter:
         prediction, name, future = self._pending[0]
         try:
             try:
-                future.result()  # Ctrl-C may end this wait: the row is still pending then
+                # Ctrl-C may end this wait: the row is still pending then.
+                prediction = replace(prediction, regions=future.result())
             except (InputError, MemoryError, cv2.error) as error:
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_IS_FULL:
                     raise
@@ -208,11 +207,11 @@ class ResultWriter:
         self._pending.popleft()
         return replace(prediction, score_map=None, map=None, image=None)
 
-    def _write_files(self, prediction: Prediction, name: str) -> None:
-        """Draw and write all files of one image. Runs on a thread of the pool."""
+    def _write_files(self, prediction: Prediction, name: str) -> tuple[Region, ...]:
+        """Draw and write all files of one image, and return its regions. Runs on a thread of the pool."""
         image, calibration, geometry = prediction.image, self._bundle.calibration, self._bundle.geometry
         if not self._save or image is None or prediction.score_map is None:
-            return
+            return ()
         size = image.shape[0], image.shape[1]
         score_map = resize_map(prediction.score_map, geometry, size)
         draw: dict[str, Callable[[], np.ndarray]] = {
@@ -234,6 +233,7 @@ class ResultWriter:
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
             shown = to_8_bit(image) if max(size) <= JPEG_SIDE else draw_thumbnail(image, None, self._bundle, JPEG_SIDE)
             write_picture(report / f"{name}{REPORT_IMAGE}", shown)
+        return find_regions(score_map, calibration)
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
@@ -249,51 +249,6 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
         temporary.write_bytes(encoded.data)
 
 
-def _digest(bundle: Bundle) -> str:
-    """Tell models, and one model's thresholds, apart. What has its default is left out: later versions add fields."""
-    records = (bundle.geometry, bundle.backbone, bundle.calibration, bundle.provenance)
-    told = [
-        {
-            field.name: getattr(record, field.name)
-            for field in dataclasses.fields(record)
-            if getattr(record, field.name) != field.default
-        }
-        for record in records
-    ]
-    return _hash(told, bundle)
-
-
-def _digest_of_format_1(bundle: Bundle) -> str:
-    """The digest that version 0.1 wrote, for its runs to be taken up: of its records' fields, in its order."""
-    config = [*_CONFIG_OF_FORMAT_1.split()]
-    told = [{name: getattr(bundle.config, _RENAMED.get(name, name)) for name in config}]
-    for record, names in (
-        (bundle.geometry, "size crop mean std"),
-        (bundle.backbone, "name layers weights sha256 warning"),
-        (
-            bundle.calibration,
-            "max_fpr threshold pixel_threshold display_low display_high fpr_low fpr_high holdout_scores holdout_peaks",
-        ),
-        (bundle.provenance, "cfa torch timm python date images images_sha256 seed"),
-    ):
-        told.append({name: getattr(record, name) for name in names.split()})
-    return _hash(told, bundle)
-
-
-_CONFIG_OF_FORMAT_1 = (
-    "backbone layers weights size crop bank gamma_c gamma_d neighbours score_neighbours relative epochs batch_size lr "
-    "weight_decay sigma holdout max_fpr seed device precision"
-)
-_RENAMED = {"relative": "normalize_positions"}
-
-
-def _hash(records: list[dict[str, Any]], bundle: Bundle) -> str:
-    digest = hashlib.sha256(json.dumps(records).encode())
-    for name in sorted({"bank", "descriptor.weight"} & set(bundle.tensors)):  # an exported model shows no tensors
-        digest.update(np.ascontiguousarray(bundle.tensors[name]).tobytes())
-    return digest.hexdigest()
-
-
 def _remove_run(out: Path) -> None:
     """Remove an earlier run's files and nothing else: `out` may hold files of the user's, and links to elsewhere."""
     if not holds_run(out):
@@ -303,7 +258,7 @@ def _remove_run(out: Path) -> None:
     except InputError:  # damaged: only the table is known to be the run's
         names = []
     pictures = [out / folder / f"{name}{suffix}" for name in names for folder, suffix in _FILES]
-    for path in (*pictures, *(out / name for name in ("scores.csv", "run.jsonl", "report.html"))):
+    for path in (*pictures, *(out / name for name in ("scores.csv", "regions.csv", "run.jsonl", "report.html"))):
         _remove(path, out)
 
 

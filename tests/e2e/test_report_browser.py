@@ -357,3 +357,31 @@ def test_no_bar_stands_on_both_sides_of_the_threshold(small, open_page):
             for bar in bars:
                 x, width = (float(bar.get_attribute(name)) for name in ("x", "width"))
                 assert x + width <= line + 1e-6 if kind == "good" else x >= line - 1e-6
+
+
+def test_regions_are_listed_and_shown(small, open_page):
+    page = open_page(small)
+    page.locator(".tile", has_text="bent/1.png").click()
+    buttons = page.locator("#regions button").all()
+    assert [button.inner_text()[:3] for button in buttons] == ["1: "]
+
+    def shown():
+        boxes = page.locator("#boxes rect").all()
+        return sum(box.evaluate("(rect) => getComputedStyle(rect).visibility") == "visible" for box in boxes)
+
+    assert shown() == 0
+    buttons[0].hover()
+    assert shown() == 2  # a light line on a dark one
+    page.mouse.move(5, 5)
+    assert shown() == 0
+    buttons[0].click()
+    page.mouse.move(5, 5)
+    assert shown() == 2
+    box, picture = page.locator("#boxes rect").last.bounding_box(), page.locator("#picture").bounding_box()
+    # The spot covers columns and rows 8 to 11 of 32: columns 12 to 18 and rows 10 to 15 of 48 x 40 px, times 4.
+    assert box["x"] - picture["x"] == pytest.approx(12 * 4, abs=8)
+    assert box["y"] - picture["y"] == pytest.approx(10 * 4, abs=8)
+    assert box["width"] == pytest.approx(6 * 4, abs=12)
+    page.locator("#canvas").focus()
+    page.keyboard.press("End")  # the one that could not be read has none
+    assert page.locator("#regions button").count() == 0

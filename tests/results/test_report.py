@@ -13,6 +13,7 @@ from cfa_cli.results.report import write_fit_report, write_report
 from cfa_cli.results.writer import ResultWriter
 from tests.results.runs import WARNING, make_bundle, make_failure, make_prediction
 
+SPOT = [[12, 10, 6, 5, 30, 14.5, 12, 2, 13, 11]]  # box, area, centroid, peak
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 &amp; '\".png"
 
 
@@ -59,10 +60,10 @@ def test_rows_are_in_the_page_with_the_way_to_their_files(tmp_path):
         make_prediction(folder / "c.tif", 1.0),  # no browser shows it: a copy is written
     ]
     _, _, data = report(tmp_path / "out", predictions)
-    assert data["rows"] == [
-        [str(folder / "a#1.jpg"), "a#1", 2, 12.346, None, "../in%20put/a%231.jpg", 48, 40, None],
-        [str(folder / "b.png"), "b", None, None, "it is damaged.", "../in%20put/b.png", 0, 0, None],
-        [str(folder / "c.tif"), "c", 1, 12.346, None, "report/c.full.jpg", 48, 40, None],
+    assert data["rows"] == [  # the spot lies at columns and rows 8 to 11 of 32
+        [str(folder / "a#1.jpg"), "a#1", 2, 12.346, None, "../in%20put/a%231.jpg", 48, 40, None, SPOT],
+        [str(folder / "b.png"), "b", None, None, "it is damaged.", "../in%20put/b.png", 0, 0, None, []],
+        [str(folder / "c.tif"), "c", 1, 12.346, None, "report/c.full.jpg", 48, 40, None, []],
     ]
     assert (tmp_path / "out" / "report" / "c.full.jpg").is_file()
     assert data["threshold"] == 1.5
@@ -120,7 +121,7 @@ def test_mvtecs_layout_is_recognised(tmp_path):
     paths = [test / "good" / "0.png", test / "bent" / "0.png", test / "good" / "1.png"]
     predictions = [make_prediction(path, 1.0, f"{path.parent.name}/{path.name}") for path in paths]
     _, page, data = report(tmp_path / "a", predictions, metrics={"AUPRO": 0.87654, "Pixel AUROC": None})
-    assert [row[-1] for row in data["rows"]] == [False, True, False]
+    assert [row[8] for row in data["rows"]] == [False, True, False]
     assert data["labelled"] is True
     assert "0.8765" in page.texts
     assert "Pixel AUROC" not in page.texts  # not defined: not shown

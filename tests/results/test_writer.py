@@ -47,16 +47,9 @@ def test_files_mirror_the_input_and_rows_keep_its_order(tmp_path):
     write(tmp_path / "maps", predictions, ALL, workers=2)
     assert files_below(tmp_path / "maps") == [
         *("heatmaps/c.png", "heatmaps/line 1/a.png", "maps/c.tiff", "maps/line 1/a.tiff", "masks/c.png"),
-        *(
-            "masks/line 1/a.png",
-            "overlays/c.png",
-            "overlays/line 1/a.png",
-            "report.html",
-            "report/c.jpg",
-            "report/c.mask.png",
-        ),
-        *("report/c.png", "report/line 1/a.jpg", "report/line 1/a.mask.png", "report/line 1/a.png", "run.jsonl"),
-        "scores.csv",
+        *("masks/line 1/a.png", "overlays/c.png", "overlays/line 1/a.png", "regions.csv", "report.html"),
+        *("report/c.jpg", "report/c.mask.png", "report/c.png", "report/line 1/a.jpg", "report/line 1/a.mask.png"),
+        *("report/line 1/a.png", "run.jsonl", "scores.csv"),
     ]
     with (tmp_path / "maps" / "scores.csv").open(newline="") as file:
         rows = list(csv.reader(file))
@@ -84,6 +77,26 @@ def test_pictures_and_maps_are_at_the_sources_size(tmp_path):
             assert (picture.mode, picture.size) == ("RGB", (70, 50))
             red, _, blue = np.asarray(picture)[15, 20]
             assert red > blue + 50  # the spot is yellow, in RGB
+
+
+def test_regions_are_listed_in_the_sources_px(tmp_path):
+    shown = make_prediction(tmp_path / "=a.png", 2.0, size=(64, 96))  # the spot: rows and columns 8 to 11 of 32
+    write(tmp_path / "out", [shown, make_prediction(tmp_path / "good.png", 0.9), make_failure(tmp_path / "b.png")], ALL)
+    write(tmp_path / "out", [replace(shown, source=Source(Path("=c.png"), "c.png"))], ALL, resume=True)
+    with (tmp_path / "out" / "regions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(tmp_path / "=a.png"), "./=c.png"]
+    numbers = {name: float(value) for name, value in rows[0].items() if name != "path"}
+    with Image.open(tmp_path / "out" / "masks" / "=a.png") as mask:
+        ys, xs = np.nonzero(np.asarray(mask))
+    assert (numbers["left"], numbers["top"]) == (xs.min(), ys.min()) == (24, 16)
+    assert (numbers["width"], numbers["height"]) == (np.ptp(xs) + 1, np.ptp(ys) + 1) == (12, 8)
+    assert numbers["area"] == len(xs)
+    assert (numbers["centroid_column"], numbers["centroid_row"]) == (29.5, 19.5)
+    assert numbers["peak"] == 2
+    assert [len(row.regions) for row in read_run(tmp_path / "out")[1]] == [1, 0, 0, 1]
+    write(tmp_path / "out", [], force=True)
+    assert not (tmp_path / "out" / "regions.csv").exists()
 
 
 def test_images_that_differ_in_suffix_or_case_alone_have_files_of_their_own(tmp_path):
@@ -134,16 +147,8 @@ def test_results_are_not_overwritten_unless_asked(tmp_path):
     assert (tmp_path / "scores.csv").read_bytes() == before
     write(tmp_path, predictions[:1], frozenset({"mask"}), force=True)
     assert files_below(tmp_path) == [
-        *(
-            "maps/mine.txt",
-            "masks/a.png",
-            "report.html",
-            "report/a.jpg",
-            "report/a.mask.png",
-            "report/a.png",
-            "run.jsonl",
-            "scores.csv",
-        ),
+        *("maps/mine.txt", "masks/a.png", "regions.csv", "report.html", "report/a.jpg", "report/a.mask.png"),
+        *("report/a.png", "run.jsonl", "scores.csv"),
     ]
     assert len(read_csv(tmp_path)) == 1
 
@@ -457,6 +462,10 @@ def test_force_follows_no_link_out_of_the_folder(tmp_path):
         (1, {"size": "ab"}),
         (1, {"size": [0, 4]}),
         (1, {"size": [4]}),
+        (1, {"regions": 1}),
+        (1, {"regions": [[1, 2]]}),
+        (1, {"regions": [["x"] * 10]}),
+        (1, {"regions": [[1.5] * 10]}),
         (0, "[" * 100_000),
         (1, "[" * 100_000),
         (1, "1" * 100_000),
@@ -538,8 +547,9 @@ def test_large_images_are_written_one_by_one(tmp_path, monkeypatch):
         nonlocal most
         under_way.add(name)
         most = max(most, len(under_way))
-        write_files(writer, prediction, name)
+        regions = write_files(writer, prediction, name)
         under_way.discard(name)
+        return regions
 
     monkeypatch.setattr(ResultWriter, "_write_files", watched)
     predictions = [make_prediction(tmp_path / f"{index}.png", 1.0, size=(300, 300)) for index in range(6)]  # 270,000

@@ -36,7 +36,10 @@ function showPicture() {
   if ((view === "overlay" || view === "mask") && state.threshold !== data.threshold) note = `Drawn with the run's threshold, ${short(data.threshold)}.`;
   byId("viewer-note").textContent = note;
   picture.hidden = row.error !== null;
+  byId("regions").replaceChildren();
+  byId("boxes").replaceChildren();
   if (row.error !== null) return;
+  showRegions(row);
   const { url, filter } = source(row);
   picture.alt = `${view} of ${row.path}`;
   picture.style.filter = filter ?? "";
@@ -52,6 +55,28 @@ function showPicture() {
   fit();
   const next = state.shown[opened + 1];
   if (next && next.error === null) new Image().src = source(next).url;
+}
+
+// A button a region; the one that is pressed or pointed at has its box drawn on the picture.
+function showRegions(row) {
+  byId("boxes").setAttribute("viewBox", `0 0 ${row.width} ${row.height}`);
+  row.regions.forEach(([left, top, width, height, area, , , peak], place) => {
+    const box = { x: left, y: top, width, height };
+    const boxes = shape("g", {});
+    boxes.append(shape("rect", { ...box, class: "outer" }), shape("rect", box));
+    byId("boxes").append(boxes);
+    const button = element("button", { type: "button", textContent: `${place + 1}: ${width} × ${height} px, peak ${short(peak)}` });
+    button.title = `From column ${left}, row ${top}; ${area} px`;
+    button.setAttribute("aria-pressed", "false");
+    const pressed = () => button.getAttribute("aria-pressed") === "true";
+    const mark = (pointed) => boxes.classList.toggle("on", pointed || pressed());
+    button.addEventListener("click", () => { button.setAttribute("aria-pressed", !pressed()); mark(true); });
+    for (const name of ["mouseenter", "focus"]) button.addEventListener(name, () => mark(true));
+    for (const name of ["mouseleave", "blur"]) button.addEventListener(name, () => mark(false));
+    const item = element("div", {}, button);
+    item.setAttribute("role", "listitem");
+    byId("regions").append(item);
+  });
 }
 
 function fit() {
