@@ -67,7 +67,9 @@ class Predictions(Iterator[Prediction]):
         self._counts = _Counts()
         self._started = time.perf_counter() if started is None else started
         if self._out is not None:
-            writer = ResultWriter(self._out, model.bundle, save, resume=resume, force=force, command=command)
+            writer = ResultWriter(
+                self._out, model.bundle, save, resume=resume, force=force, command=command, notes=self._warnings
+            )
             self._writer = self._exit.enter_context(writer)
             for row in writer.earlier:
                 self._counts.add(_result(row))

@@ -27,7 +27,7 @@ COLOURS: np.ndarray = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None],
 # A pixel of value v becomes v * keep + tint. On light parts the colour has the opacity _ON_LIGHT; on dark parts, where
 # it would be too dark to be seen, _ON_DARK: 1 - v / 255 times the difference is added, which keeps the formula's form.
 _RAMP = np.clip((np.arange(256) / 255 - 0.2) / 0.8, 0, 1)[:, None, None]  # nothing at the scale's lower end
-_ON_LIGHT, _ON_DARK = 0.6 * _RAMP**0.8, 0.68 * _RAMP**0.25
+_ON_LIGHT, _ON_DARK = 0.6 * _RAMP**0.8, 0.68 * _RAMP**0.5
 _TINT = np.rint(COLOURS * _ON_DARK).astype(np.uint8)
 _KEEP = np.rint(255 * (1 - _ON_LIGHT) - COLOURS * (_ON_DARK - _ON_LIGHT)).astype(np.uint8)
 

@@ -36,12 +36,18 @@ _REPLACED = {"--threshold": 1, "--max-fpr": 1, "--force": 0, "--resume": 0}
 
 
 def write_report(
-    out: Path, bundle: Bundle, *, command: Sequence[str], metrics: Mapping[str, float | None] | None = None
+    out: Path,
+    bundle: Bundle,
+    *,
+    command: Sequence[str],
+    notes: Iterable[str] = (),
+    metrics: Mapping[str, float | None] | None = None,
 ) -> Path:
     """Write OUT/report.html from the run in `out`, and return its path.
 
-    `command` is the run's command line, word by word: the page offers it with another threshold. `metrics` (name ->
-    value) are shown beside the ROC curve, which the page draws by itself where the images lie in MVTec's layout.
+    `command` is the run's command line, word by word: the page offers it with another threshold. `notes` are sentences
+    to show above all: warnings, and what was left out. `metrics` (name -> value) are shown beside the ROC curve, which
+    the page draws by itself where the images lie in MVTec's layout.
     Raises InputError where `out` holds no whole run, or cannot be written.
     """
     settings, rows = read_run(out)
@@ -63,7 +69,7 @@ def write_report(
             title=f"cfa report: {out.resolve().name}",
             data=data,
             card=_model_card(bundle),
-            warning=bundle.backbone.warning,
+            warnings=list(dict.fromkeys([*filter(None, [bundle.backbone.warning]), *notes])),
             metrics={name: value for name, value in (metrics or {}).items() if value is not None},
             colours=_colour_tables(),
         ),

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -95,6 +95,7 @@ class ResultWriter:
         force: bool = False,
         workers: int | None = None,
         command: Sequence[str] = (),
+        notes: Iterable[str] = (),
     ) -> None:
         """Prepare `out`, the folder of results.
 
@@ -102,10 +103,12 @@ class ResultWriter:
         scores.csv; the report is written too, at the end, unless it is empty. `resume`: go on after an earlier run's
         last whole row, if there is one, and try again what failed in it. `force`: remove an earlier run's files first.
         `workers`: threads; None: one a processor, at most 4. `command`: the words of the command that the report shows.
+        `notes`: sentences that it shows, read when it is written.
         Raises InputError where another run is writing to `out`, where `out` holds a run (without `resume` and `force`,
         or one of another model, threshold or `save`), and where it cannot be written.
         """
-        self._out, self._save, self._bundle, self._command = Path(out), sorted(save), bundle, command
+        self._out, self._save, self._bundle = Path(out), sorted(save), bundle
+        self._command, self._notes = command, notes
         self.unwritten: list[tuple[Path, str]] = []  # images that have a score, and why their files are missing
         with ExitStack() as held:
             held.enter_context(locked(self._out))
@@ -177,7 +180,7 @@ class ResultWriter:
         if kind is None and self._save:
             from cfa_cli.results.report import write_report  # which needs the names of files from here
 
-            write_report(self._out, self._bundle, command=self._command)
+            write_report(self._out, self._bundle, command=self._command, notes=self._notes)
 
     def _is_enough(self, following: Prediction) -> bool:
         """Whether the images under way are to be finished before one more is taken."""

@@ -103,7 +103,7 @@ def test_heat_is_seen_on_black_and_on_white():
     for value in (0, 20, 128, 255):
         shown = lab(value)
         distance = np.linalg.norm(shown - shown[0], axis=1)
-        assert (distance[100:] > 20).all(), value  # ten times a difference that is just seen
+        assert (distance[100:] > 18).all(), value  # eight times a difference that is just seen
         assert distance[:38].max() < 1  # the lowest fifth of the scale leaves the photograph as it is
 
 

@@ -138,6 +138,15 @@ def test_the_model_and_its_warning_are_shown(tmp_path):
         assert text in page.texts
 
 
+def test_notes_are_shown_once_each_as_they_are_at_the_end(tmp_path):
+    notes = {"10 files left out: 10 x <.heic>.": None, WARNING: None}
+    with ResultWriter(tmp_path, make_bundle(), notes=notes):
+        notes["Later."] = None
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    shown = [text for (_, found), text in zip(page.elements, page.texts, strict=True) if found.get("role") == "note"]
+    assert shown == [WARNING, "10 files left out: 10 x <.heic>.", "Later."]
+
+
 def test_there_is_no_report_without_a_run(tmp_path):
     with pytest.raises(InputError, match="holds no results"):
         write_report(tmp_path, make_bundle(), command=["cfa"])
