@@ -110,8 +110,8 @@ def _open_folder(folder: Path, root: Path | None, categories: Sequence[str]) -> 
         raise InputError(
             f"{folder} is not in MVTec's layout: neither it nor a folder in it has train/good.",
             "The layout: CATEGORY/train/good, CATEGORY/test/good, CATEGORY/test/KIND, CATEGORY/ground_truth/KIND. Of "
-            "your own images, most of the normal ones belong in train/good, the others in test/good, and the defects in "
-            "test/KIND.",
+            "your own images, most of the normal ones belong in train/good, the others in test/good, and those with "
+            "defects in test/KIND.",
         )
     chosen = _choose(tuple(names), categories, str(folder))
     read = list(_read_folders(parent, chosen))

@@ -21,7 +21,8 @@ def record_provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> 
     digest = hashlib.sha256()
     for path in paths:
         name = path.relative_to(folder) if folder is not None else Path(path.name)
-        digest.update(f"{name.as_posix()}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        size = path.stat().st_size if path.exists() else 0  # it was read, and may have been moved since
+        digest.update(f"{name.as_posix()}\0{size}\n".encode("utf-8", "surrogateescape"))
     # The day alone, so that the same fit gives the same bytes; SOURCE_DATE_EPOCH makes it hold on other days too.
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)

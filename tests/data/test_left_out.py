@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -103,3 +104,23 @@ def test_fit_says_it_and_trains_on_the_photographs_alone(cfa, photos: Path) -> N
     assert document["left_out"]["formats"] == {".heic": 1}
     assert "maps/overlays" in document["left_out"]["results"]
     assert "1 file left out, of formats that cfa does not read: 1 x .heic." in outcome.err
+
+
+def test_files_that_vanish_and_names_that_are_no_text(tmp_path: Path, good_dir: Path) -> None:
+    from cfa_cli import FitConfig, fit
+
+    folder = tmp_path / "good"
+    shutil.copytree(good_dir, folder)
+    gone, moved = sorted(folder.glob("*.png"))[:2]
+    shutil.copy(gone, os.path.join(os.fsencode(folder), b"\xff\r\n.png"))  # noqa: PTH118  (pathlib takes no bytes)
+    paths = find_images(folder)
+    gone.unlink()
+
+    def on_progress(step: object) -> None:
+        if getattr(step, "phase", "") == "training":
+            moved.unlink(missing_ok=True)
+
+    result = fit(paths, FitConfig(weights="embedded", size=(64, 64), epochs=1), progress=on_progress)
+    assert [Path(path).name for path, _ in result.skipped] == [gone.name]
+    assert result.train_images + result.holdout_images == len(paths) - 1
+    assert not moved.exists()
