@@ -93,11 +93,11 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
         if not (math.isfinite(threshold) and threshold > 0):
             raise UsageError(f"--threshold {threshold} is not a positive number.", "`cfa info` shows the model's own.")
         n = len(calibration.holdout_scores)
-        under = sum(score <= threshold for score in calibration.holdout_scores)
-        low, high = _fpr_interval(n, under) if under else (0.0, 1.0)
+        over = sum(score > threshold for score in calibration.holdout_scores)
+        low, high = _clopper_pearson(over, n)
         return replace(
             calibration,
-            max_fpr=1 - under / n,
+            max_fpr=over / n,
             threshold=threshold,
             pixel_threshold=calibration.pixel_threshold * threshold / calibration.threshold,
             extent_threshold=None if extent is None else extent * threshold / calibration.threshold,
@@ -123,6 +123,17 @@ def _fpr_interval(n: int, k: int) -> tuple[float, float]:
     """Return the quantiles of Beta(n + 1 - k, k) that hold `INTERVAL` between them."""
     low, high = betaincinv(n + 1 - k, k, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     return float(low), float(high)
+
+
+def _clopper_pearson(over: int, n: int) -> tuple[float, float]:
+    """Return the exact interval, at level `INTERVAL`, of the rate of which `over` in `n` were seen.
+
+    The threshold was not chosen from these n scores, so that their number over it is binomial.
+    """
+    tail = (1 - INTERVAL) / 2
+    low = float(betaincinv(over, n - over + 1, tail)) if over else 0.0
+    high = float(betaincinv(over + 1, n - over, 1 - tail)) if over < n else 1.0
+    return low, high
 
 
 def normalize(score: float, threshold: float) -> float:

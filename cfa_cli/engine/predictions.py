@@ -170,6 +170,8 @@ class Predictions(Iterator[Prediction]):
                         done = self._counts.images - self._done_before
                         self._progress(Progress("scoring", done, self._total))
                     yield prediction
+                    del prediction
+                del batch, final  # images that were handed out are the caller's
 
     def _write(self, batch: list[Prediction]) -> Iterator[Prediction]:
         """Yield what is in the table by now, without arrays; where nothing is written, the batch with its maps."""

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from cfa_cli.data.arrays import check_array
 from cfa_cli.data.images import read_image
-from cfa_cli.errors import ImageError
+from cfa_cli.errors import ImageError, is_out_of_memory
 from cfa_cli.records import MAX_PIXELS, Source
 
+MAX_BYTES_AHEAD = 200_000_000  # of images that are decoded before they are asked for
 ASPECT_SAMPLE = 32  # images whose aspect is looked at
 
 
@@ -32,6 +33,7 @@ class Decoded:
     error: str | None
     seconds: float
     misfit: str | None = None  # how the image does not fit the model
+    bytes: int = 0  # of the image while it was read, whether or not it is kept
 
 
 def read_ahead(
@@ -81,21 +83,36 @@ def read_as_they_come(
             tensor = prepare(image)
         except ImageError as error:
             return Decoded(plain, None, None, error.message, time.perf_counter() - start)
-        return Decoded(plain, tensor, image if keep_images else None, None, time.perf_counter() - start, misfit)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return Decoded(plain, None, None, does_not_fit(source), time.perf_counter() - start)
+        return Decoded(
+            plain, tensor, image if keep_images else None, None, time.perf_counter() - start, misfit, image.nbytes
+        )
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:
         waiting: deque[Future[Decoded]] = deque()
         try:
+            largest = MAX_BYTES_AHEAD  # of an image so far: until the first has been read, one waits
             for source in itertools.chain(sources, [None]):
                 if source is not None:
                     waiting.append(pool.submit(read, source))
-                while waiting and (source is None or len(waiting) > ahead):
-                    yield waiting.popleft().result()
+                while waiting and (source is None or len(waiting) > min(ahead, MAX_BYTES_AHEAD // largest)):
+                    decoded = waiting.popleft().result()
+                    largest = max(decoded.bytes, 1 if largest == MAX_BYTES_AHEAD else largest)
+                    yield decoded
+                    del decoded  # it is the caller's: not to be held while the next is waited for
                 if source is None:
                     yield None
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def does_not_fit(source: Source) -> str:
+    """Return the error of an image for which memory is not enough."""
+    return f"{source.path} does not fit into memory: cut it into tiles or scale it down."
 
 
 def sample_aspects(paths: Sequence[Path], max_pixels: float = MAX_PIXELS) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import Protocol
@@ -17,9 +17,9 @@ from cfa_cli.bundle import MAX_REASON
 from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
 from cfa_cli.engine.calibrate import normalize
-from cfa_cli.engine.reading import Decoded, read_as_they_come
+from cfa_cli.engine.reading import Decoded, does_not_fit, read_as_they_come
 from cfa_cli.engine.workers import Workers, images_at_a_time
-from cfa_cli.errors import BundleError, CfaError, DeviceError
+from cfa_cli.errors import BundleError, CfaError, DeviceError, is_out_of_memory
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
@@ -29,6 +29,7 @@ from cfa_cli.records import MAX_PIXELS, Bundle, Geometry, Label, Prediction, Sou
 from cfa_cli.text import printable
 
 BATCH_SIZE = 8
+MAX_BYTES_TOGETHER = 100_000_000  # of images that are kept in a batch, unless a single one is larger
 _NOT_FINITE = "The model gives this image no finite score: its values are out of range. Fit the model again."
 
 
@@ -219,36 +220,57 @@ def score_batches(
             scored, waiting = waiting, thread.submit(_score_batch, scorer, batch, threshold) if batch else None
             if scored:
                 yield scored.result()
+            scored = None  # what was handed out is the caller's
             if not batch:
                 yield []
 
 
 def _batches(stream: Iterable[Decoded | None], size: int) -> Iterator[list[Decoded]]:
-    """Group what is decoded; an empty group where no more is there for now."""
+    """Group what is decoded, fewer where images are large; an empty group where no more is there for now."""
     batch: list[Decoded] = []
     for decoded in stream:
+        no_more = decoded is None
         if decoded is not None:
             batch.append(decoded)
-        if batch and (decoded is None or len(batch) == size):
+        decoded = None  # not to be held while the next is waited for
+        held = sum(one.image.nbytes for one in batch if one.image is not None)
+        if batch and (no_more or len(batch) == size or held > MAX_BYTES_TOGETHER):
             yield batch
             batch = []
-        if decoded is None:
+        if no_more:
             yield []
+
+
+def _score_inputs(scorer: Scorer, inputs: Sequence[Tensor]) -> list[tuple[float, np.ndarray] | None]:
+    """Score inputs, those of one shape together: score and map of each, None where memory is not enough."""
+    results: list[tuple[float, np.ndarray] | None] = []
+    for _, group in groupby(inputs, key=lambda one: one.shape):
+        same = list(group)
+        try:
+            scores, maps = scorer(torch.stack(same))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Together they may be too much where each by itself is not.
+            results += [one for single in same for one in _score_inputs(scorer, [single])] if len(same) > 1 else [None]
+        else:
+            results += [(float(score), score_map) for score, score_map in zip(scores, maps, strict=True)]
+    return results
 
 
 def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list[Prediction]:
     start = time.perf_counter()
     inputs = [decoded.input for decoded in batch if decoded.input is not None]
-    shapes = groupby(inputs, key=lambda one: one.shape)
-    results = iter([pair for _, same in shapes for pair in zip(*scorer(torch.stack(list(same))), strict=True)])
+    results = iter(_score_inputs(scorer, inputs))
     share = (time.perf_counter() - start) / max(1, len(inputs))
     predictions = []
     for decoded in batch:
-        if decoded.input is None:
-            predictions.append(Prediction(decoded.source, None, None, threshold, None, None, error=decoded.error))
+        scored = next(results) if decoded.input is not None else None
+        if scored is None:
+            error = decoded.error or does_not_fit(decoded.source)
+            predictions.append(Prediction(decoded.source, None, None, threshold, None, None, error=error))
             continue
-        value, score_map = next(results)
-        score = float(value)
+        score, score_map = scored
         if not (math.isfinite(score) and np.isfinite(score_map).all()):  # NaN is over no threshold, and would be "good"
             predictions.append(Prediction(decoded.source, None, None, threshold, None, None, error=_NOT_FINITE))
             continue

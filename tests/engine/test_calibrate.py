@@ -126,6 +126,22 @@ def test_a_fixed_threshold():
             recalibrate(first, threshold=bad)
 
 
+@pytest.mark.parametrize(
+    ("over", "low", "high"),
+    [
+        (0, 0.0, 1 - 0.05 ** (1 / 20)),  # 0.1391: with this rate, 20 good images in a row have a chance of 5 %
+        (20, 0.05 ** (1 / 20), 1.0),
+        (1, 1 - 0.95 ** (1 / 20), 0.2161),  # the tables' value: 0.7839^20 + 20 * 0.2161 * 0.7839^19 = 0.05
+        (10, 0.3020, 0.6980),
+    ],
+)
+def test_the_interval_of_a_fixed_threshold_by_hand(over, low, high):
+    scores = [float(number) for number in range(1, 21)]
+    first = calibrate(scores, [np.full((2, 2), score, np.float32) for score in scores], 0.05)
+    again = recalibrate(first, threshold=20.5 - over)
+    assert (again.max_fpr, again.fpr_low, again.fpr_high) == pytest.approx((over / 20, low, high), abs=1e-4)
+
+
 def test_normalized_scores():
     assert normalize(3.0, 3.0) == 0.5
     assert normalize(0.0, 3.0) == 0

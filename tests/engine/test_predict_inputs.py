@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
-from cfa_cli import ResultWriter, load_bundle, open_model, predict
+from cfa_cli import Model, ResultWriter, load_bundle, open_model, predict
 from cfa_cli.__main__ import run as run_command
+from cfa_cli.engine.scorer import score_batches
 from cfa_cli.errors import BundleError, ImageError, InputError, UsageError
+from cfa_cli.records import Source
 from tests.conftest import draw_part, write_part
 
 
@@ -100,6 +105,97 @@ def test_an_iterator_is_asked_for_the_next_only_after_the_result_before(opened):
             assert asked == number
             np.testing.assert_array_equal(prediction.image, frame(number))
         assert run.summary.images == 20
+
+
+def test_a_file_that_vanishes_after_it_was_listed_is_its_own_row(opened, tmp_path):
+    for number in range(3):
+        write_part(tmp_path / f"{number}.png", number)
+    run = predict(opened, tmp_path)
+    (tmp_path / "1.png").unlink()
+    assert [p.error is None for p in run] == [True, False, True]
+    assert run.summary.errors[0].error == f"There is no file {tmp_path / '1.png'}."
+
+
+def test_a_rate_that_cannot_be_had_is_warned_about(opened):
+    assert predict(opened, frame(0)).warnings == ()
+    (warning,) = predict(opened, frame(0), max_fpr=0.01).warnings
+    assert "5 held-out images" in warning
+
+
+OUT_OF_MEMORY = [  # as Python, OpenCV, and torch on a CPU and on a GPU say it
+    MemoryError(),
+    cv2.error("OpenCV(4.11.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: ..."),
+    torch.OutOfMemoryError("CUDA out of memory."),
+]
+
+
+@pytest.mark.parametrize("place", ["reading", "scoring"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_an_image_that_does_not_fit_into_memory_is_its_own_row(opened, monkeypatch, place, error):
+    """In memory's place: an image of a certain mean is too large, where it is resized, or in the network."""
+    images = [frame(number) for number in range(12)]
+    images[5][:] = 7
+
+    class Small:
+        geometry, warnings, training = opened.scorer.geometry, (), opened.scorer.training
+
+        def prepare(self, image):
+            if place == "reading" and image.mean() == 7:
+                raise error
+            return opened.scorer.prepare(image)
+
+        def __call__(self, inputs):
+            if place == "scoring" and (inputs == opened.scorer.prepare(images[5])).all(dim=(1, 2, 3)).any():
+                raise error
+            return opened.scorer(inputs)
+
+    found = list(predict(Model(opened.bundle, Small()), images))
+    assert [p.error is None for p in found] == [index != 5 for index in range(12)]
+    assert "frame-000006 does not fit into memory" in found[5].error
+    expected = [p.score for p in predict(opened, images)]
+    assert [p.score for p in found if p.score] == expected[:5] + expected[6:]
+
+
+def test_any_other_fault_of_the_network_is_not_hidden(opened):
+    class Broken:
+        geometry, warnings, training, prepare = opened.scorer.geometry, (), None, opened.scorer.prepare
+
+        def __call__(self, inputs):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(predict(Model(opened.bundle, Broken()), frame(0)))
+
+
+def test_large_images_are_held_few_at_a_time(opened):
+    """Read, waiting, scored and handed out: together some hundred megabytes, however many there are."""
+    alive = weakref.WeakSet()
+
+    class Watching:
+        geometry, warnings, training = opened.scorer.geometry, (), None
+
+        def prepare(self, image):
+            alive.add(Held(image))
+            return opened.scorer.prepare(image[:64, :64])
+
+        def __call__(self, inputs):
+            return opened.scorer(inputs)
+
+    class Held:
+        def __init__(self, image):
+            self.bytes = image.nbytes
+            weakref.finalize(image, alive.discard, self)
+            kept.append(self)
+
+    kept = []
+    most = 0
+    large = np.zeros((4000, 5000), np.uint8)  # 60 MB as RGB
+    stream = score_batches(Watching(), (Source(Path(str(n)), str(n), large) for n in range(20)), 1.0, keep_images=True)
+    for batch in stream:
+        most = max(most, sum(held.bytes for held in alive))
+        del batch
+    assert 60e6 <= most <= 500e6
 
 
 def test_what_is_raised_while_the_next_is_made_reaches_the_caller(opened):
