@@ -108,8 +108,7 @@ def benchmark(
 
         # Mistakes are said before torch is imported.
         data = open_dataset(dataset, data_root, category or ())
-        for name in backbone or [config.backbone]:
-            check_spec(config.weights, name)
+        check_spec(config.weights)
         from cfa_cli.engine.benchmark import benchmark as run_benchmark
         from cfa_cli.results.benchmark import document
 

@@ -82,7 +82,7 @@ def _check(good_dir: Path, out: Path, page: Path | None, force: bool, config: Fi
     from cfa_cli.weights.loading import check_spec
 
     find_good_images(good_dir)
-    check_spec(config.weights, config.backbone)
+    check_spec(config.weights)
     for file in filter(None, (out, page)):
         check_free(file, force)
 

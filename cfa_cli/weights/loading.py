@@ -48,7 +48,7 @@ def load_weights(spec: str, backbone: str, notify: Callable[[str], None] = lambd
     `notify` receives one-line notes while this works. Whether names and shapes fit the backbone is not checked here.
     Raises WeightsError.
     """
-    check_spec(spec, backbone)
+    check_spec(spec)
     match spec:
         case "auto":
             try:
@@ -66,13 +66,8 @@ def load_weights(spec: str, backbone: str, notify: Callable[[str], None] = lambd
             return _file(Path(spec))
 
 
-def check_spec(spec: str, backbone: str) -> None:
-    """Raise WeightsError where `spec` names weights that cannot be those of `backbone`, or no file; loads no torch."""
-    if spec == "embedded" and backbone != EMBEDDED_BACKBONE:
-        raise WeightsError(
-            f"The embedded weights are for {EMBEDDED_BACKBONE}, not for {backbone}.",
-            f"Use --backbone {EMBEDDED_BACKBONE}, --weights imagenet or --weights FILE.",
-        )
+def check_spec(spec: str) -> None:
+    """Raise WeightsError where `spec` is neither a known word nor a weights file; loads no torch."""
     if spec in ("auto", "imagenet", "embedded"):
         return
     path = Path(spec)
@@ -126,6 +121,11 @@ def _on_hub(backbone: str) -> tuple[str, str]:
 
 def _embedded(backbone: str, warning: str | None = None) -> Weights:
     """The weights that come with this package."""
+    if backbone != EMBEDDED_BACKBONE:
+        raise WeightsError(
+            f"The embedded weights are for {EMBEDDED_BACKBONE}, not for {backbone}.",
+            f"Use --backbone {EMBEDDED_BACKBONE}, --weights imagenet or --weights FILE.",
+        )
     if not EMBEDDED_PATH.is_file() or hub.sha256_of(EMBEDDED_PATH) != EMBEDDED_SHA256:
         raise WeightsError(f"The embedded weights at {EMBEDDED_PATH} are missing or damaged.", "Install cfa again.")
     return _read(EMBEDDED_PATH, "embedded", warning)

@@ -78,7 +78,6 @@ MISTAKES = [  # (command line, exit code)
     ("fit photos --device abacus", 2),
     ("fit photos --bank median", 2),
     ("fit photos --weights nothing.pth", 5),
-    ("fit photos --weights embedded --backbone resnet34", 5),
     ("predict nothing", 3),
     ("predict photos --model nothing.safetensors", 4),
     ("predict photos --sav map", 2),
