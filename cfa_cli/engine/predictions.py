@@ -27,6 +27,7 @@ from cfa_cli.records import (
     SaveKind,
     Source,
 )
+from cfa_cli.results.regions import find_regions
 from cfa_cli.results.scores import Row, read_run
 from cfa_cli.results.writer import ResultWriter
 
@@ -188,7 +189,8 @@ class Predictions(Iterator[Prediction]):
         if prediction.score_map is None or prediction.image is None:
             return prediction
         height, width = prediction.image.shape[:2]
-        return replace(prediction, map=resize_map(prediction.score_map, self.bundle.geometry, (height, width)))
+        score_map = resize_map(prediction.score_map, self.bundle.geometry, (height, width))
+        return replace(prediction, map=score_map, regions=find_regions(score_map, self.bundle.calibration))
 
 
 def _result(row: Row) -> ImageResult:

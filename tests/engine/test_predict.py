@@ -69,6 +69,18 @@ def test_defects_score_higher_and_are_where_the_map_peaks(bundle, tmp_path):
         assert bad.milliseconds > 0
 
 
+def test_regions_come_with_the_maps_in_the_sources_px(bundle, tmp_path):
+    # The map is smooth: its peak is in the square of rows 36 to 49 and columns 20 to 33, or near it.
+    ((region, *others),) = [p.regions for p in predict(bundle, write_part(tmp_path / "bad.png", 100, defect=True))]
+    assert all(other.peak <= region.peak for other in others)
+    column, row = region.peak_at
+    assert 14 <= column < 40
+    assert 30 <= row < 56
+    assert region.left <= column < region.left + region.width
+    assert region.top <= row < region.top + region.height
+    assert region.peak > bundle.calibration.pixel_threshold
+
+
 def test_maps_and_images_are_at_the_sources_size(bundle, tmp_path):
     sizes = {"a.png": (72, 80), "b.png": (33, 300), "c.jpg": (200, 40), "d.bmp": (64, 64)}
     for number, (name, size) in enumerate(sizes.items()):
