@@ -18,10 +18,10 @@ from cfa_cli.data.inputs import find_good_images
 from cfa_cli.data.statistics import summarise
 from cfa_cli.engine.backbone import level_shapes, load_backbone
 from cfa_cli.engine.bank import build_bank, leave_one_out_baselines, resolve_gamma_c, score_positions
-from cfa_cli.engine.calibrate import calibrate, split_holdout
 from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.provenance import record_provenance
 from cfa_cli.engine.reading import sample_aspects
+from cfa_cli.engine.thresholds import calibrate, split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.errors import InputError, UsageError

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from cfa_cli.config import Precision
-from cfa_cli.engine.calibrate import recalibrate
 from cfa_cli.engine.runtimes import load_model
 from cfa_cli.engine.scorer import NetworkScorer, Scorer, load_scorer
+from cfa_cli.engine.thresholds import recalibrate
 from cfa_cli.engine.warnings import threshold_warnings
 from cfa_cli.errors import UsageError
 from cfa_cli.records import Bundle

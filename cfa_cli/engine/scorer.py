@@ -16,8 +16,8 @@ from torch import Tensor
 from cfa_cli.bundle import MAX_REASON
 from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
-from cfa_cli.engine.calibrate import normalize
 from cfa_cli.engine.reading import Decoded, does_not_fit, read_as_they_come
+from cfa_cli.engine.thresholds import normalize
 from cfa_cli.engine.workers import Workers, images_at_a_time
 from cfa_cli.errors import BundleError, CfaError, DeviceError, is_out_of_memory
 from cfa_cli.geometry import to_input

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cfa_cli import FitConfig, fit, save_bundle
-from cfa_cli.engine.calibrate import split_holdout
+from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.errors import InputError, UsageError
 from tests.conftest import GOOD_IMAGES, write_part
 

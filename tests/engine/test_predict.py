@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from cfa_cli import FitConfig, fit, load_bundle, predict, save_bundle
-from cfa_cli.engine.calibrate import split_holdout
 from cfa_cli.engine.scorer import BATCH_SIZE, load_scorer, score_sources
+from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.errors import BundleError, DeviceError, InputError, UsageError
 from cfa_cli.records import Source
 from tests.conftest import draw_part, write_part

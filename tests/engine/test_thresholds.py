@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cfa_cli.engine.calibrate import calibrate, choose_threshold, normalize, recalibrate
+from cfa_cli.engine.thresholds import calibrate, choose_threshold, normalize, recalibrate
 from cfa_cli.errors import UsageError
 
 SCORES = [float(score) for score in range(1, 20)]  # 19 images: each gap holds 1/20 of future good images
