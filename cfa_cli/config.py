@@ -69,7 +69,7 @@ class FitConfig:
     crop: Annotated[Size | None, SIDE, "Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH."] = None
     bank: Annotated[BankKind, "How the memory bank is built."] = "kmeans"
     gamma_c: Annotated[
-        int | None,
+        float | None,
         Range(1),
         "Compress the memory bank to (h*w)/GAMMA_C centroids; auto: the smallest that keeps them within 3136.",
     ] = None

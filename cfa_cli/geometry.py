@@ -16,14 +16,14 @@ AUTO_PIXELS = 224 * 224
 AUTO_MULTIPLE = 16  # px: the coarsest stride
 
 
-def auto_size(aspects: Sequence[float]) -> tuple[int, int]:
-    """Choose (height, width) for images of these aspects (height / width): the median's, within 224 x 224 px.
+def auto_size(aspects: Sequence[float], pixels: int = AUTO_PIXELS) -> tuple[int, int]:
+    """Choose (height, width) for images of these aspects (height / width): the median's, in about `pixels`.
 
     Both are multiples of the coarsest stride. Aspects past 1:8 are cut to it; without any, the size is square.
     """
     aspect = float(np.clip(np.median(aspects) if aspects else 1.0, 1 / 8, 8))
-    height = max(AUTO_MULTIPLE * 2, round((AUTO_PIXELS * aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
-    width = max(AUTO_MULTIPLE * 2, round((AUTO_PIXELS / aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
+    height = max(AUTO_MULTIPLE * 2, round((pixels * aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
+    width = max(AUTO_MULTIPLE * 2, round((pixels / aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
     return height, width
 
 

@@ -27,7 +27,7 @@ PANELS = {  # of the options that are made from FitConfig's fields, in their ord
     "Threshold": ("holdout", "max_fpr"),
     "Computing": ("device", "precision"),
 }
-_METAVARS = {"size": "SIZE", "crop": "SIZE", "gamma_c": "N", "layers": "NAMES", "weights": "NAME|FILE"}
+_METAVARS = {"size": "SIZE", "crop": "SIZE", "gamma_c": "NUMBER", "layers": "NAMES", "weights": "NAME|FILE"}
 _METAVARS_OF_TYPES = {str: "NAME", int: "N", float: "NUMBER"}
 _UNSET = {"size": "auto", "crop": "none", "gamma_c": "auto", "layers": "4,8,16"}  # what None means
 
@@ -54,6 +54,8 @@ def _default(name: str) -> str:
 def _text(name: str, value: object) -> str:
     if value is None:
         return _UNSET[name]
+    if isinstance(value, float):
+        return f"{value:g}"
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -147,17 +149,17 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
     return height, int(match[2] or height)
 
 
-def parse_whole(text: str, option: str) -> int:
-    """Read a whole number. Raises UsageError."""
+def parse_number(text: str, option: str) -> float:
+    """Read a number. Raises UsageError."""
     try:
-        return int(text)
+        return float(text)
     except ValueError:
-        raise UsageError(f"{option} {text} is no whole number.", f"Write {option} 4, or {option} auto.") from None
+        raise UsageError(f"{option} {text} is no number.", f"Write {option} 4, or {option} auto.") from None
 
 
 _TEXTS: dict[str, Callable[[str], Any]] = {  # fields that are written as text on the command line
     "size": lambda text: None if text == "auto" else parse_size(text, "--size"),
     "crop": lambda text: parse_size(text, "--crop"),
-    "gamma_c": lambda text: None if text == "auto" else parse_whole(text, "--gamma-c"),
+    "gamma_c": lambda text: None if text == "auto" else parse_number(text, "--gamma-c"),
     "layers": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
 }

@@ -19,12 +19,17 @@ from cfa_cli.model.tiles import row_bands
 from cfa_cli.records import Progress, ProgressCallback
 
 
-def resolve_gamma_c(gamma_c: int | None, grid: tuple[int, int]) -> int:
+def resolve_gamma_c(gamma_c: float | None, grid: tuple[int, int]) -> float:
     """Return gamma_c; for None (auto) the smallest that keeps h*w / gamma_c within `MAX_AUTO_CENTROIDS`.
 
     grid: (h, w) positions.
     """
-    return gamma_c or grid[0] * grid[1] // (MAX_AUTO_CENTROIDS + 1) + 1
+    return gamma_c or max(1.0, grid[0] * grid[1] / MAX_AUTO_CENTROIDS)
+
+
+def count_centroids(gamma_c: float | None, grid: tuple[int, int]) -> int:
+    """Return M = h*w / gamma_c, rounded down, of a grid (h, w); gamma_c None: auto."""
+    return int(grid[0] * grid[1] / resolve_gamma_c(gamma_c, grid) + 1e-6)  # 3136 may come out as 3135.9999999999995
 
 
 def build_bank(
@@ -46,25 +51,21 @@ def build_bank(
     device = descriptor.weight.device
     steps, passes = count(1), 1 + KMEANS_ITERATIONS if config.bank == "kmeans" else 1
 
-    def described() -> Iterator[Tensor]:
+    def drawable() -> Iterator[DrawnDescriptors]:
         for index in images:
-            yield descriptor(store.levels([index], device)).flatten(0, 2)
+            yield DrawnDescriptors(store.levels([index], device), descriptor)
             image, rest = divmod(next(steps), passes)
             if not rest:
                 progress(Progress("building the bank", image, len(images)))
 
-    def drawable() -> Iterator[DrawnDescriptors]:
-        for image in images:
-            yield DrawnDescriptors(store.levels([image], device), descriptor)
-            progress(Progress("building the bank", next(steps), passes * len(images)))
-
     _, height, width = store.shapes[0]
-    gamma_c = resolve_gamma_c(config.gamma_c, (height, width))
+    centroids = count_centroids(config.gamma_c, (height, width))
     with torch.no_grad():
         if config.bank == "kmeans":
-            return kmeans_bank(drawable, len(images), height * width // gamma_c, config.seed)
-        bank = mean_bank(described()) if config.bank == "mean" else ema_bank(described())
-        return compress(bank, gamma_c, config.seed)
+            return kmeans_bank(drawable, len(images), centroids, config.seed)
+        described = (each.all() for each in drawable())
+        bank = mean_bank(described) if config.bank == "mean" else ema_bank(described)
+        return compress(bank, centroids, config.seed)
 
 
 class DrawnDescriptors:
@@ -75,6 +76,11 @@ class DrawnDescriptors:
 
     def __len__(self) -> int:
         return self._levels[0].shape[2] * self._levels[0].shape[3]
+
+    def all(self) -> Tensor:
+        """Return all descriptors (h*w, D)."""
+        descriptors: Tensor = self._descriptor(self._levels)
+        return descriptors.flatten(0, 2)
 
     def __getitem__(self, positions: Tensor) -> Tensor:
         """Return the descriptors (n, D) at positions (n,) int64."""

@@ -17,7 +17,7 @@ from cfa_cli.data.depth import recognise_depth
 from cfa_cli.data.inputs import find_good_images
 from cfa_cli.data.statistics import summarise
 from cfa_cli.engine.backbone import level_shapes, load_backbone
-from cfa_cli.engine.bank import build_bank, leave_one_out_baselines, resolve_gamma_c, score_positions
+from cfa_cli.engine.bank import build_bank, count_centroids, leave_one_out_baselines, resolve_gamma_c, score_positions
 from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.provenance import record_provenance
 from cfa_cli.engine.reading import sample_aspects
@@ -168,10 +168,8 @@ def _check_usable(usable: Sequence[Source], skipped: Sequence[tuple[str, str]]) 
 
 def _check_centroids(grid: tuple[int, int], config: FitConfig) -> None:
     """Raise UsageError if the memory bank would have fewer centroids than the loss and the score look at."""
-    centroids, needed = (
-        grid[0] * grid[1] // resolve_gamma_c(config.gamma_c, grid),
-        max(2 * config.neighbours, config.score_neighbours),
-    )
+    centroids = count_centroids(config.gamma_c, grid)
+    needed = max(2 * config.neighbours, config.score_neighbours)
     if centroids < needed:
         raise UsageError(
             f"The memory bank would have {centroids} centroids; at least {needed} are needed.",

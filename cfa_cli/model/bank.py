@@ -96,21 +96,21 @@ def kmeans_bank(descriptors: Callable[[], Iterable[Drawable]], images: int, clus
     return bank
 
 
-def compress(bank: Tensor, gamma_c: int, seed: int) -> Tensor:
-    """Reduce a memory bank to M / gamma_c centroids by scikit-learn's K-means (paper, section III-C).
+def compress(bank: Tensor, clusters: int, seed: int) -> Tensor:
+    """Reduce a memory bank to fewer centroids by scikit-learn's K-means (paper, section III-C).
 
-    bank: (M, D) float32.
-    gamma_c: 1 leaves the bank as it is.
+    bank: (N, D) float32.
+    clusters: M, 1 to N; N leaves the bank as it is.
     seed: of the first centroids.
 
-    Returns (M / gamma_c, D) float32.
+    Returns (M, D) float32.
     """
-    if gamma_c == 1:
+    if clusters == len(bank):
         return bank
     from sklearn.cluster import KMeans  # 80 MB and half a second, not needed above
 
     # Seeding by distance costs as much as many iterations where there are many clusters, and matters less there.
     init = "k-means++" if len(bank) <= 4096 else "random"
-    kmeans = KMeans(max(1, len(bank) // gamma_c), init=init, n_init=1, random_state=seed, max_iter=30)
+    kmeans = KMeans(clusters, init=init, n_init=1, random_state=seed, max_iter=30)
     found = kmeans.fit(bank.cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(bank)

@@ -35,6 +35,8 @@ def _digest_of_format_1(bundle: Bundle) -> str:
     """The digest that version 0.1 wrote, for its runs to be taken up: of its records' fields, in its order."""
     config = [*_CONFIG_OF_FORMAT_1.split()]
     told = [{name: getattr(bundle.config, _RENAMED.get(name, name)) for name in config}]
+    gamma_c = bundle.config.gamma_c
+    told[0]["gamma_c"] = int(gamma_c) if gamma_c and gamma_c.is_integer() else gamma_c  # it was a whole number
     for record, names in (
         (bundle.geometry, "size crop mean std"),
         (bundle.backbone, "name layers weights sha256 warning"),

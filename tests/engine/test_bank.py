@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from cfa_cli.config import PRESETS, FitConfig
-from cfa_cli.engine.bank import leave_one_out_baselines, resolve_gamma_c
+from cfa_cli.engine.bank import count_centroids, leave_one_out_baselines, resolve_gamma_c
 from cfa_cli.engine.fit import fit
 
 
@@ -36,19 +36,20 @@ def test_a_single_image_and_absolute_scores_leave_all_positions_alike():
     assert all((baseline == 1).all() for baseline in found)
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (56, 56), (3137, 1), (64, 64), (128, 49), (750, 1000), (2048, 2048)])
-def test_an_automatic_gamma_c_is_the_smallest_that_keeps_3136_centroids(grid):
-    positions = grid[0] * grid[1]
-    gamma_c = resolve_gamma_c(None, grid)
-    assert positions // gamma_c <= 3136
-    assert gamma_c == 1 or positions // (gamma_c - 1) > 3136
-    assert resolve_gamma_c(7, grid) == 7
-    assert PRESETS["paper"].gamma_c == 1
+def test_an_automatic_gamma_c_gives_as_many_centroids_as_there_are_positions_but_at_most_3136():
+    for positions in [*range(1, 7000), 88 * 36, 56 * 56, 750 * 1000, 2048 * 2048]:
+        assert count_centroids(None, (positions, 1)) == min(positions, 3136)
+    assert count_centroids(PRESETS["paper"].gamma_c, (64, 64)) == 4096
 
 
-@pytest.mark.parametrize(("gamma_c", "expected"), [(None, 2), (3, 3)])
-def test_the_bundle_keeps_the_resolved_gamma_c(good_dir, gamma_c, expected):
+def test_a_gamma_c_that_is_given_is_kept():
+    assert resolve_gamma_c(7, (64, 64)) == 7
+    assert [count_centroids(gamma_c, (64, 64)) for gamma_c in (1, 3, 1.5, 4096, 5000)] == [4096, 1365, 2730, 1, 0]
+
+
+@pytest.mark.parametrize(("gamma_c", "expected", "centroids"), [(None, 3600 / 3136, 3136), (2.5, 2.5, 1440)])
+def test_the_bundle_keeps_the_resolved_gamma_c(good_dir, gamma_c, expected, centroids):
     config = FitConfig(weights="embedded", size=(240, 240), epochs=0, gamma_d=16, gamma_c=gamma_c)
     bundle = fit(good_dir, config).bundle
     assert bundle.config.gamma_c == expected
-    assert len(bundle.tensors["bank"]) == 3600 // expected
+    assert len(bundle.tensors["bank"]) == centroids

@@ -160,13 +160,13 @@ def test_compressing_a_bank_gives_the_clusters_means():
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(6, 8, generator=generator) * 10
     bank = (centres[:, None] + 0.1 * torch.randn(6, 4, 8, generator=generator)).reshape(24, 8)
-    compressed = compress(bank, gamma_c=4, seed=0)
+    compressed = compress(bank, 6, seed=0)
     assert compressed.shape == (6, 8)
     means = bank.reshape(6, 4, 8).mean(1)
     nearest = torch.cdist(compressed, means).argmin(1)
     assert sorted(nearest.tolist()) == list(range(6))
     close(compressed, means[nearest])
-    assert compress(bank, gamma_c=1, seed=0) is bank
+    assert compress(bank, 24, seed=0) is bank
 
 
 def test_position_score_is_the_first_softmin_weight_times_the_first_distance():
