@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from cfa_cli import __version__
 from cfa_cli.atomic import atomic_paths, scratch_folder
 from cfa_cli.bundle import check_free, load_bundle, to_metadata
+from cfa_cli.download import sha256_of
 from cfa_cli.engine.runtimes import EXPORT_KEY, TORCH_FILE, WEIGHTS_KEY, import_extra, load_exported, prepare
 from cfa_cli.engine.scorer import NetworkScorer, build_network
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
@@ -28,7 +29,6 @@ from cfa_cli.errors import CfaError, ExportError, UsageError
 from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
 from cfa_cli.model.network import Network
 from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Progress, ProgressCallback
-from cfa_cli.weights.hub import sha256_of
 
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
 HALF_TOLERANCE = 1e-2

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from cfa_cli.bundle import METADATA_KEY, check_there, from_metadata, load_bundle
 from cfa_cli.config import Precision
+from cfa_cli.download import sha256_of
 from cfa_cli.engine.scorer import Scorer, load_scorer
 from cfa_cli.errors import BundleError, CfaError, DeviceError, ImageError, UsageError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.deployed import INPUT, OUTPUTS
 from cfa_cli.model.device import choose_device
 from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Geometry
-from cfa_cli.weights.hub import sha256_of
 
 EXPORT_KEY = "cfa_export"  # of the metadata: what the export is, and how it was verified
 WEIGHTS_KEY = "cfa_weights_sha256"  # of OpenVINO's metadata: which .bin belongs to the .xml

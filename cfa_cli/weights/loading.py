@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cfa_cli.download import sha256_of
 from cfa_cli.errors import WeightsError
 from cfa_cli.weights import hub
 
@@ -126,7 +127,7 @@ def _embedded(backbone: str, warning: str | None = None) -> Weights:
             f"The embedded weights are for {EMBEDDED_BACKBONE}, not for {backbone}.",
             f"Use --backbone {EMBEDDED_BACKBONE}, --weights imagenet or --weights FILE.",
         )
-    if not EMBEDDED_PATH.is_file() or hub.sha256_of(EMBEDDED_PATH) != EMBEDDED_SHA256:
+    if not EMBEDDED_PATH.is_file() or sha256_of(EMBEDDED_PATH) != EMBEDDED_SHA256:
         raise WeightsError(f"The embedded weights at {EMBEDDED_PATH} are missing or damaged.", "Install cfa again.")
     return _read(EMBEDDED_PATH, "embedded", warning)
 
@@ -142,7 +143,7 @@ def _read(path: Path, origin: str, warning: str | None = None) -> Weights:
     from safetensors.torch import load_file
 
     try:
-        sha256 = hub.sha256_of(path)
+        sha256 = sha256_of(path)
         if path.suffix.lower() == ".safetensors":
             content = load_file(path)
         else:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from cfa_cli import download
 from cfa_cli.errors import ExitCode, WeightsError
 from cfa_cli.weights import hub
 from cfa_cli.weights import loading as weights
@@ -131,7 +132,7 @@ def test_cut_connection_is_resumed_in_the_same_run(server):
 
 
 def test_cut_connection_is_resumed_by_the_next_run_and_no_half_file_is_used(server, monkeypatch):
-    monkeypatch.setattr(hub, "TRIES", 1)
+    monkeypatch.setattr(download, "TRIES", 1)
     server.cuts = [30_000]
     with pytest.raises(WeightsError, match="cut 1 times"):
         load_weights("imagenet", "resnet18")
@@ -153,7 +154,7 @@ def test_a_connection_that_is_cut_for_ever_is_given_up(server):
 
 
 def test_a_download_that_falls_silent_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(hub, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     server.cuts, server.silent_after_cut = [30_000, 0], True
     started = time.monotonic()
     with pytest.raises(WeightsError, match="stopped sending"):
@@ -223,7 +224,7 @@ def test_dropped_packets_cost_five_seconds_and_are_said(embedded, monkeypatch):
 
 
 def test_a_server_that_never_answers_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(hub, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     server.silent = True
     started = time.monotonic()
     with pytest.raises(WeightsError, match=r"No answer from .* within 0\.3 s"):
@@ -233,7 +234,7 @@ def test_a_server_that_never_answers_is_given_up(server, monkeypatch):
 
 
 def test_a_name_lookup_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr(hub, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: time.sleep(5))
     started = time.monotonic()
     with pytest.raises(WeightsError, match="No answer"):
@@ -277,7 +278,9 @@ def test_a_cache_folder_that_cannot_be_written_costs_the_copy_alone(server):
 
 
 def test_a_full_disk_is_one_sentence(server, monkeypatch):
-    monkeypatch.setattr(hub, "_chunks", lambda stream: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    monkeypatch.setattr(
+        download, "_chunks", lambda stream: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+    )
     with pytest.raises(WeightsError, match=r"Cannot write the weights to .*: No space left"):
         load_weights("imagenet", "resnet18")
     assert names() == []
@@ -285,7 +288,8 @@ def test_a_full_disk_is_one_sentence(server, monkeypatch):
 
 def test_two_processes_share_one_download(server):
     script = (
-        "import sys; from pathlib import Path; from cfa_cli.weights import hub; hub.TIMEOUT = 60\n"
+        "import sys; from pathlib import Path; from cfa_cli import download; from cfa_cli.weights import hub\n"
+        "download.TIMEOUT = 60\n"
         f"print(hub.download('resnet18.tv_in1k', '{REPO}', Path(sys.argv[1]), print))"
     )
     command = [sys.executable, "-u", "-c", script, str(folder())]
