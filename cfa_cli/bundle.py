@@ -25,6 +25,7 @@ from cfa_cli.records import (
     Bundle,
     Calibration,
     Geometry,
+    HoldoutImages,
     Provenance,
     TrainingImages,
 )
@@ -44,8 +45,9 @@ _SECTIONS = {
     "calibration": Calibration,
     "provenance": Provenance,
     "training": TrainingImages,
+    "holdout": HoldoutImages,
 }
-_OPTIONAL = {"training"}  # sections that earlier versions did not write
+_OPTIONAL = {"training", "holdout"}  # sections that earlier versions did not write
 _TOP_LEVEL = {"format", "minor", "cfa", "grid", "tensors_sha256", *_SECTIONS}
 _ELSEWHERE = "Choose another place with --out."
 _REFIT = "Fit the model again with `cfa fit`, or name another file with --model."
@@ -274,6 +276,9 @@ def _check_values(path: Path, bundle: Bundle) -> None:
         raise _damaged(path, "its threshold is not positive")
     if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
         raise _damaged(path, "its calibration is incomplete")
+    images = () if bundle.holdout is None else asdict(bundle.holdout).values()
+    if any(len(values) != len(calibration.holdout_scores) for values in images):
+        raise _damaged(path, "its held-out images have more or fewer scores than statistics")
     if len(bundle.backbone.name) > MAX_BACKBONE_NAME or len(bundle.backbone.layers) > MAX_LAYERS:
         raise _damaged(path, "its backbone's name or list of layers is too long")
     if bundle.config.score_neighbours < 1 or not 0 <= bundle.config.sigma <= max(bundle.geometry.input_size):

@@ -87,6 +87,27 @@ class Provenance:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class ImageStatistics:
+    """What one image is like; measured on a thumbnail, see `cfa_cli.data.statistics`."""
+
+    height: int  # px
+    width: int
+    grey: bool  # red, green and blue are equal
+    brightness: float  # mean of all values, 0..1
+    contrast: float  # standard deviation of the grey values, 0..1
+    sharpness: float  # standard deviation of the Laplacian of the grey values
+
+
+@dataclass(frozen=True)
+class HoldoutImages:
+    """What each held-out good image was like, in the order of `Calibration.holdout_scores`; see `ImageStatistics`."""
+
+    brightness: tuple[float, ...]
+    contrast: tuple[float, ...]
+    sharpness: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class TrainingImages:
     """What the good images were like, to tell whether another image is like them. Medians are over images.
@@ -123,6 +144,7 @@ class Bundle:
     provenance: Provenance
     tensors: dict[str, np.ndarray] = field(repr=False)
     training: TrainingImages | None = None  # None: of an earlier version
+    holdout: HoldoutImages | None = None  # None: of an earlier version
     unknown: dict[str, object] = field(default_factory=dict)  # what a newer version wrote: "config.name" -> JSON value
 
     @property
@@ -237,6 +259,7 @@ class Prediction:
     milliseconds: float | None  # this image's share of its batch's time from decoding to map
     error: str | None = None
     misfit: str | None = None  # how the image does not fit the model, in a sentence that names no file
+    statistics: ImageStatistics | None = None
     score_map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
     map: np.ndarray | None = field(default=None, repr=False)  # (h, w) float32 at the source's size, from `predict`
     image: np.ndarray | None = field(default=None, repr=False)  # (h, w, 3) RGB, uint8 or uint16, source size

@@ -19,7 +19,7 @@ from cfa_cli.bundle import from_metadata, load_bundle, save_bundle
 from cfa_cli.config import FitConfig
 from cfa_cli.engine.runtimes import load_model
 from cfa_cli.errors import BundleError, InputError
-from cfa_cli.records import BackboneInfo, Bundle, Calibration, Geometry, Provenance
+from cfa_cli.records import BackboneInfo, Bundle, Calibration, Geometry, HoldoutImages, Provenance
 
 D, C, M = 5, 7, 12
 
@@ -267,6 +267,16 @@ def test_wrong_values(saved, section, field, value):
     document[section][field] = value
     rewrite(saved, document)
     refused(saved)
+
+
+def test_statistics_of_held_out_images_are_as_many_as_their_scores(saved):
+    document, each = document_of(saved), [0.5] * len(document_of(saved)["calibration"]["holdout_scores"])
+    document["holdout"] = {"brightness": each, "contrast": each, "sharpness": each}
+    rewrite(saved, document)
+    assert load_bundle(saved).holdout == HoldoutImages(tuple(each), tuple(each), tuple(each))
+    document["holdout"]["contrast"] = each[1:]
+    rewrite(saved, document)
+    assert "held-out" in refused(saved)[0]
 
 
 def test_missing_and_unknown_fields(saved):

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from cfa_cli.records import TrainingImages
+from cfa_cli.records import HoldoutImages, ImageStatistics, TrainingImages
 
 THUMBNAIL = 256  # px of the longer side; smaller images are taken as they are
 GREY_TOLERANCE = 0.01  # by how much the channels of a grey image may differ, of values in 0..1
-
-
-@dataclass(frozen=True, slots=True)
-class ImageStatistics:
-    """What one image is like."""
-
-    height: int  # px
-    width: int
-    grey: bool  # red, green and blue are equal
-    brightness: float  # mean of all values, 0..1
-    sharpness: float  # standard deviation of the thumbnail's Laplacian, of grey values in 0..1
 
 
 def measure(image: np.ndarray) -> ImageStatistics:
@@ -40,6 +28,7 @@ def measure(image: np.ndarray) -> ImageStatistics:
         width,
         grey=bool(np.ptp(values, axis=2).max() <= GREY_TOLERANCE),
         brightness=float(grey.mean(dtype=np.float64)),
+        contrast=float(grey.std(dtype=np.float64)),
         sharpness=float(cv2.Laplacian(grey, cv2.CV_32F).std(dtype=np.float64)),
     )
 
@@ -61,6 +50,16 @@ def summarise(images: Sequence[ImageStatistics], bit_depth: int) -> TrainingImag
         brightness_spread=brightness_spread,
         sharpness=sharpness,
         sharpness_spread=sharpness_spread,
+    )
+
+
+def by_score(scores: Sequence[float], images: Sequence[ImageStatistics]) -> HoldoutImages:
+    """Keep what held-out images are like in the order of their scores, as `Calibration.holdout_scores` has them."""
+    ordered = [images[index] for index in np.argsort(scores, kind="stable")]
+    return HoldoutImages(
+        brightness=tuple(image.brightness for image in ordered),
+        contrast=tuple(image.contrast for image in ordered),
+        sharpness=tuple(image.sharpness for image in ordered),
     )
 
 

@@ -12,7 +12,9 @@ def model_document(bundle: Bundle) -> dict[str, Any]:
     """Describe a model for --json."""
     names = ("config", "geometry", "backbone", "calibration", "provenance")
     document: dict[str, Any] = {name: asdict(getattr(bundle, name)) for name in names}
-    document["training"] = None if bundle.training is None else asdict(bundle.training)
+    for name in ("training", "holdout"):
+        section = getattr(bundle, name)
+        document[name] = None if section is None else asdict(section)
     document["grid"] = bundle.grid
     document["unknown"] = bundle.unknown
     document["tensors"] = {name: list(t.shape) for name, t in bundle.tensors.items() if not name.startswith("backbone")}

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from cfa_cli.data.depth import widen
-from cfa_cli.data.statistics import ImageStatistics, measure
 from cfa_cli.engine.memory import available_memory
 from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.workers import Workers, images_at_a_time
@@ -27,7 +26,7 @@ from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.tiles import extract_levels
-from cfa_cli.records import MAX_PIXELS, Geometry, Progress, ProgressCallback, Source
+from cfa_cli.records import MAX_PIXELS, Geometry, ImageStatistics, Progress, ProgressCallback, Source
 
 BATCH_SIZE = 8  # images whose maps are computed at a time
 
@@ -119,8 +118,7 @@ def store_features(
 ) -> tuple[list[Source], list[tuple[str, str]], list[ImageStatistics]]:
     """Fill the store from images whose 16-bit files hold `bit_depth` bits.
 
-    Returns the sources that are in it, in its order; the others: (path, reason); and, in any order, what the images
-    are like.
+    Returns the sources that are in it, in its order; the others: (path, reason); and what the images in it are like.
     """
     statistics: list[ImageStatistics] = []
     usable: list[Source] = []
@@ -139,13 +137,9 @@ def store_features(
                 store.append(levels)
             waiting.clear()
 
-    def prepare(image: np.ndarray) -> Tensor:
-        statistics.append(measure(image))
-        return to_input(image, geometry)
-
     stream = read_ahead(
         sources,
-        prepare,
+        lambda image: to_input(image, geometry),
         full_scale=lambda image: (widen(image, bit_depth), None),
         keep_images=False,
         ahead=2 * batch_size,
@@ -153,10 +147,11 @@ def store_features(
     )
     with Workers(device, batch_size) as workers:
         for number, decoded in enumerate(stream, start=1):
-            if decoded.input is None:
+            if decoded.input is None or decoded.statistics is None:
                 skipped.append((str(decoded.source.path), decoded.error or ""))
             else:
                 usable.append(decoded.source)
+                statistics.append(decoded.statistics)
                 waiting.append(decoded.input)
             if len(waiting) == batch_size:
                 flush()

@@ -15,7 +15,7 @@ from torch import Tensor
 from cfa_cli.config import FitConfig, check_max_pixels
 from cfa_cli.data.depth import recognise_depth
 from cfa_cli.data.inputs import find_good_images
-from cfa_cli.data.statistics import summarise
+from cfa_cli.data.statistics import by_score, summarise
 from cfa_cli.engine.backbone import level_shapes, load_backbone
 from cfa_cli.engine.bank import build_bank, count_centroids, leave_one_out_baselines, resolve_gamma_c, score_positions
 from cfa_cli.engine.features import FeatureStore, store_features
@@ -87,7 +87,8 @@ def fit(
         learned = _learn(store, train, backbone.channels, device, config, progress)
         positions = score_positions(store, holdout, learned.descriptor, learned.bank, config, progress)
 
-    baseline, calibration = _calibrate(positions, ScoreMap(grid, geometry.input_size, config.sigma), learned, config)
+    score_map = ScoreMap(grid, geometry.input_size, config.sigma)
+    baseline, scores, calibration = _calibrate(positions, score_map, learned, config)
     bundle = Bundle(
         config=config,
         geometry=geometry,
@@ -97,6 +98,7 @@ def fit(
         provenance=record_provenance(folder, [source.path for source in usable], config.seed),
         tensors=tensors | learned.tensors() | {"baseline": baseline},
         training=summarise(statistics, bit_depth),
+        holdout=by_score(scores, [statistics[index] for index in holdout]),
     )
     return FitResult(
         bundle=bundle,
@@ -202,8 +204,8 @@ def _learn(
 
 def _calibrate(
     positions: Tensor, score_map: ScoreMap, learned: _Learned, config: FitConfig
-) -> tuple[np.ndarray, Calibration]:
-    """Return the baseline (h, w) and the thresholds, from the held-out images' position scores (n, h, w).
+) -> tuple[np.ndarray, list[float], Calibration]:
+    """Return the baseline (h, w), the images' scores and the thresholds, from held-out position scores (n, h, w).
 
     Raises UsageError if the training diverged.
     """
@@ -214,4 +216,4 @@ def _calibrate(
         raise UsageError(
             f"The training diverged with --lr {config.lr:g}.", "Choose a smaller --lr; the paper's is 0.001."
         )
-    return baseline.numpy(), calibrate(scores, maps, config.max_fpr)
+    return baseline.numpy(), scores, calibrate(scores, maps, config.max_fpr)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from cfa_cli.data.arrays import check_array
 from cfa_cli.data.images import read_image
+from cfa_cli.data.statistics import measure
 from cfa_cli.errors import ImageError, is_out_of_memory
-from cfa_cli.records import MAX_PIXELS, Source
+from cfa_cli.records import MAX_PIXELS, ImageStatistics, Source
 
 MAX_BYTES_AHEAD = 200_000_000  # of images that are decoded before they are asked for
 ASPECT_SAMPLE = 32  # images whose aspect is looked at
@@ -34,6 +35,7 @@ class Decoded:
     seconds: float
     misfit: str | None = None  # how the image does not fit the model
     bytes: int = 0  # of the image while it was read, whether or not it is kept
+    statistics: ImageStatistics | None = None
 
 
 def read_ahead(
@@ -80,16 +82,15 @@ def read_as_they_come(
             else:
                 image = check_array(source.array, source.name)
             image, misfit = full_scale(image)
-            tensor = prepare(image)
+            statistics, tensor = measure(image), prepare(image)
         except ImageError as error:
             return Decoded(plain, None, None, error.message, time.perf_counter() - start)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return Decoded(plain, None, None, does_not_fit(source), time.perf_counter() - start)
-        return Decoded(
-            plain, tensor, image if keep_images else None, None, time.perf_counter() - start, misfit, image.nbytes
-        )
+        kept, seconds = image if keep_images else None, time.perf_counter() - start
+        return Decoded(plain, tensor, kept, None, seconds, misfit, image.nbytes, statistics)
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:
         waiting: deque[Future[Decoded]] = deque()

@@ -284,6 +284,7 @@ def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list
                 label,
                 1000 * (decoded.seconds + share),
                 misfit=decoded.misfit,
+                statistics=decoded.statistics,
                 score_map=score_map,
                 image=decoded.image,
             )

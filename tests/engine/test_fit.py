@@ -7,13 +7,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from cfa_cli import FitConfig, fit, save_bundle
+from cfa_cli import FitConfig, fit, load_bundle, save_bundle
+from cfa_cli.data.statistics import by_score
 from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.errors import InputError, UsageError
+from cfa_cli.records import ImageStatistics
 from tests.conftest import GOOD_IMAGES, write_part
 
 SMALL = FitConfig(weights="embedded", size=(32, 32), epochs=1)
@@ -48,6 +51,18 @@ def test_images_are_counted_held_out_and_remembered(fitted, good_dir):
     assert fitted.bundle.provenance.images == GOOD_IMAGES
     assert fitted.bundle.provenance.seed == 1
     assert fitted.seconds > 0
+
+
+def test_what_each_held_out_image_was_like_is_kept_beside_its_score(fitted, good_dir, model):
+    paths = sorted(good_dir.rglob("*.png"))
+    _, held = split_holdout(len(paths), fitted.bundle.config.holdout, 1)
+    images = [cv2.imread(str(paths[index])) / 255 for index in held]
+    found = load_bundle(model).holdout
+    assert found == fitted.bundle.holdout
+    assert sorted(found.brightness) == pytest.approx(sorted(image.mean() for image in images), abs=1e-4)
+    assert sorted(found.contrast) == pytest.approx(sorted(image.mean(2).std() for image in images), abs=1e-4)
+    statistics = [ImageStatistics(40, 40, True, score / 10, score / 20, score / 30) for score in (3, 1, 2)]
+    assert by_score([3.0, 1.0, 2.0], statistics).brightness == (0.1, 0.2, 0.3)
 
 
 def bytes_of(bundle, folder):
