@@ -64,7 +64,9 @@ class FitConfig:
         "auto"
     )
     size: Annotated[
-        Size | None, SIDE, "The network's input in px: 256, HEIGHTxWIDTH, or auto (the images' aspect)."
+        Size | Literal["full"] | None,
+        SIDE,
+        "The network's input in px: 256, HEIGHTxWIDTH, full (the images' own), or auto (224 x 224 px in their aspect).",
     ] = None
     crop: Annotated[Size | None, SIDE, "Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH."] = None
     bank: Annotated[BankKind, "How the memory bank is built."] = "kmeans"
@@ -98,7 +100,7 @@ class FitConfig:
             raise UsageError("layers names no layer.", "Write for example --layers 4,8,16.")
         if self.crop is not None:
             paper = "The paper's is --size 256 --crop 224."
-            if self.size is None:
+            if self.size is None or self.size == "full":
                 raise UsageError("crop needs a fixed size.", paper)
             if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
                 raise UsageError("crop is larger than size.", paper)
@@ -124,12 +126,14 @@ def checked(name: str, kind: Any, value: Any) -> Any:
         limits = [note for note in notes if isinstance(note, Range)]
         for number in value if isinstance(value, tuple) else (value,):
             for limit in limits:
-                if number is not None and number not in limit:
+                if number is not None and not isinstance(number, str) and number not in limit:
                     raise UsageError(f"{name} {number} is out of range.", f"Give {limit}{_default(name)}.")
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else checked(name, arguments[0], value)
+        words = [word for kind in arguments if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+        as_it_is = value is None or (isinstance(value, str) and value in words)
+        return value if as_it_is else checked(name, arguments[0], value)
     if origin is Literal:
         if value not in arguments:
             raise UsageError(f"{name} {value!r} is not known.", f"Give {', '.join(arguments[:-1])} or {arguments[-1]}.")

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfa_cli.config import MAX_SIDE, MIN_SIDE
 from cfa_cli.records import Geometry
 
 AUTO_PIXELS = 224 * 224
-AUTO_MULTIPLE = 16  # px: the coarsest stride
+MULTIPLE = 16  # px: the coarsest stride
 
 
 def auto_size(aspects: Sequence[float], pixels: int = AUTO_PIXELS) -> tuple[int, int]:
@@ -22,9 +23,21 @@ def auto_size(aspects: Sequence[float], pixels: int = AUTO_PIXELS) -> tuple[int,
     Both are multiples of the coarsest stride. Aspects past 1:8 are cut to it; without any, the size is square.
     """
     aspect = float(np.clip(np.median(aspects) if aspects else 1.0, 1 / 8, 8))
-    height = max(AUTO_MULTIPLE * 2, round((pixels * aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
-    width = max(AUTO_MULTIPLE * 2, round((pixels / aspect) ** 0.5 / AUTO_MULTIPLE) * AUTO_MULTIPLE)
-    return height, width
+    return _in_multiples((pixels * aspect) ** 0.5), _in_multiples((pixels / aspect) ** 0.5)
+
+
+def full_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Choose (height, width) for at least one image of these sizes (height, width): the median's own.
+
+    Both are multiples of the coarsest stride. Sizes with a side of more than `MAX_SIDE` are reduced to it.
+    """
+    height, width = (float(np.median(side)) for side in zip(*sizes, strict=True))
+    scale = min(1.0, MAX_SIDE / max(height, width))
+    return _in_multiples(height * scale), _in_multiples(width * scale)
+
+
+def _in_multiples(side: float) -> int:
+    return max(MIN_SIDE, round(side / MULTIPLE) * MULTIPLE)
 
 
 def to_input(image: np.ndarray, geometry: Geometry) -> Tensor:

@@ -158,7 +158,7 @@ def parse_number(text: str, option: str) -> float:
 
 
 _TEXTS: dict[str, Callable[[str], Any]] = {  # fields that are written as text on the command line
-    "size": lambda text: None if text == "auto" else parse_size(text, "--size"),
+    "size": lambda text: None if text == "auto" else text if text == "full" else parse_size(text, "--size"),
     "crop": lambda text: parse_size(text, "--crop"),
     "gamma_c": lambda text: None if text == "auto" else parse_number(text, "--gamma-c"),
     "layers": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),

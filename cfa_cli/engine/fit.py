@@ -20,12 +20,12 @@ from cfa_cli.engine.backbone import level_shapes, load_backbone
 from cfa_cli.engine.bank import build_bank, count_centroids, leave_one_out_baselines, resolve_gamma_c, score_positions
 from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.provenance import record_provenance
-from cfa_cli.engine.reading import sample_aspects
+from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.engine.thresholds import calibrate, split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.errors import InputError, UsageError
-from cfa_cli.geometry import auto_size
+from cfa_cli.geometry import auto_size, full_size
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
@@ -150,11 +150,14 @@ def _resolve(
     paths: Sequence[Path], config: FitConfig, backbone: Backbone, max_pixels: float
 ) -> tuple[Geometry, list[tuple[int, int, int]], FitConfig]:
     """Return the geometry, (C_l, h_l, w_l) of each feature map, and the configuration without anything automatic."""
-    size = config.size or auto_size(sample_aspects(paths, max_pixels))
+    size = config.size
+    if size is None or size == "full":
+        sizes = sample_sizes(paths, max_pixels)
+        size = full_size(sizes) if size and sizes else auto_size([height / width for height, width in sizes])
     geometry = Geometry(size, config.crop, backbone.mean, backbone.std)
     shapes = level_shapes(backbone, geometry.input_size)
     grid = shapes[0][1], shapes[0][2]
-    config = replace(config, gamma_c=resolve_gamma_c(config.gamma_c, grid))
+    config = replace(config, size=size, gamma_c=resolve_gamma_c(config.gamma_c, grid))
     _check_centroids(grid, config)
     return geometry, shapes, config
 

@@ -21,7 +21,7 @@ from cfa_cli.errors import ImageError, is_out_of_memory
 from cfa_cli.records import MAX_PIXELS, ImageStatistics, Source
 
 MAX_BYTES_AHEAD = 200_000_000  # of images that are decoded before they are asked for
-ASPECT_SAMPLE = 32  # images whose aspect is looked at
+SIZE_SAMPLE = 32  # images whose size is looked at
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ def does_not_fit(source: Source) -> str:
     return f"{source.path} does not fit into memory: cut it into tiles or scale it down."
 
 
-def sample_aspects(paths: Sequence[Path], max_pixels: float = MAX_PIXELS) -> list[float]:
-    """Return height / width of at most 32 images, spread evenly over `paths`; unreadable ones are left out."""
-    aspects = []
-    for path in paths[:: -(-len(paths) // ASPECT_SAMPLE)]:
+def sample_sizes(paths: Sequence[Path], max_pixels: float = MAX_PIXELS) -> list[tuple[int, int]]:
+    """Return (height, width) of at most 32 images, spread evenly over `paths`; unreadable ones are left out."""
+    sizes = []
+    for path in paths[:: -(-len(paths) // SIZE_SAMPLE)]:
         try:
             height, width = read_image(path, max_pixels).shape[:2]
         except ImageError:
             continue  # reported when all images are read
-        aspects.append(height / width)
-    return aspects
+        sizes.append((height, width))
+    return sizes

@@ -58,6 +58,8 @@ FIT = [
     ("good --size -5", 2, "--size -5 is no size", "256x640"),
     ("good --size 64x64x64", 2, "no size", "256x640"),
     ("good --crop 96", 2, "crop is larger than size", "--crop 224"),
+    ("good --size full --crop 32", 2, "crop needs a fixed size", "--crop 224"),
+    ("good --size fulll", 2, "--size fulll is no size", "256x640"),
     ("good --size auto --crop 32", 2, "crop needs a fixed size", "--crop 224"),
     ("good --holdout 1.5", 2, "holdout 1.5", "0.2"),
     ("good --holdout 0", 2, "holdout 0", "0.2"),

@@ -16,6 +16,7 @@ from cfa_cli import FitConfig, fit, load_bundle, save_bundle
 from cfa_cli.data.statistics import by_score
 from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.errors import InputError, UsageError
+from cfa_cli.geometry import full_size
 from cfa_cli.records import ImageStatistics
 from tests.conftest import GOOD_IMAGES, write_part
 
@@ -149,6 +150,26 @@ def test_auto_size_keeps_the_images_aspect_within_the_same_pixels(tmp_path):
     size = fit(tmp_path, replace(SMALL, size=None, layers=("16",), epochs=0)).bundle.geometry.size
     assert size == (128, 384)  # 224 / sqrt(3) = 129.3 and 224 * sqrt(3) = 388.0, in multiples of 16
     assert size[0] * size[1] == pytest.approx(224 * 224, rel=0.1)
+
+
+def test_full_size_is_the_images_own_and_kept(tmp_path):
+    for number, size in enumerate([(100, 150), (90, 145), (70, 500)]):
+        write_part(tmp_path / f"{number}.png", number, size=size)
+    bundle = fit(tmp_path, replace(SMALL, size="full", layers=("16",), epochs=0, neighbours=1)).bundle
+    assert bundle.geometry.size == bundle.config.size == (96, 144)  # of the medians, 90 x 150
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(4000, 3000)], (4000, 3008)),
+        ([(7000, 10000)], (5728, 8192)),  # 7000 * 8192 / 10000 = 5734.4
+        ([(100, 60000)], (32, 8192)),
+        ([(40, 33), (60, 33)], (48, 32)),
+    ],
+)
+def test_full_size_keeps_to_multiples_of_16_and_to_8192_px(sizes, expected):
+    assert full_size(sizes) == expected
 
 
 def test_mixed_sizes_and_unreadable_images(good_dir, tmp_path):
