@@ -78,12 +78,24 @@ def resize_map(score_map: np.ndarray, geometry: Geometry, source_size: tuple[int
     bottom, right = full_height - crop_height - top, full_width - crop_width - left
     # The edge is repeated before resizing and cut away after it: blending with the zeros would weaken the border.
     framed = cv2.copyMakeBorder(score_map, top, bottom, left, right, cv2.BORDER_REPLICATE)
-    resized = cv2.resize(framed, (width, height), interpolation=cv2.INTER_LINEAR)
-    rows = (np.arange(height) + 0.5) * full_height / height
-    columns = (np.arange(width) + 0.5) * full_width / width
-    resized[(rows < top) | (rows >= top + crop_height)] = 0
-    resized[:, (columns < left) | (columns >= left + crop_width)] = 0
-    return np.asarray(resized)
+    resized = np.asarray(cv2.resize(framed, (width, height), interpolation=cv2.INTER_LINEAR))
+    rows, columns = seen_window(geometry, source_size)
+    resized[: rows.start] = resized[rows.stop :] = 0
+    resized[:, : columns.start] = resized[:, columns.stop :] = 0
+    return resized
+
+
+def seen_window(geometry: Geometry, source_size: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns of a source of (height, width) px whose centres lie in what the network sees."""
+
+    def window(side: int, full: int, start: int, length: int) -> slice:
+        # Pixel i's centre lies at (2 i + 1) full / (2 side) of the resized frame; in whole numbers, rounded up.
+        first, last = (-(-(2 * edge * side - full) // (2 * full)) for edge in (start, start + length))
+        return slice(max(first, 0), min(last, side))
+
+    offsets, input_size = crop_offsets(geometry), geometry.input_size
+    rows, columns = map(window, source_size, geometry.size, offsets, input_size)
+    return rows, columns
 
 
 def resize_and_crop(images: Tensor, geometry: Geometry) -> Tensor:

@@ -19,7 +19,7 @@ from cfa_cli.engine.fit import fit
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
 from cfa_cli.engine.scorer import load_scorer, score_sources
 from cfa_cli.errors import InputError
-from cfa_cli.geometry import resize_map
+from cfa_cli.geometry import resize_map, seen_window
 from cfa_cli.records import Bundle, Progress, ProgressCallback, Source
 from cfa_cli.results.benchmark import Evaluation, EvaluationKey
 from cfa_cli.results.writer import write_picture
@@ -50,7 +50,7 @@ class Job:
 def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evaluation:
     """Fit, score and measure one category. Test images are looked at by the metrics alone.
 
-    Pixel metrics are taken at each mask's own resolution, on good images at the image's.
+    Pixel metrics are taken at each mask's own resolution, on good images at the image's; with a crop, inside it.
     Raises what `fit` raises, and InputError for test images or masks that cannot be read or do not fit together.
     """
     category, config = job.category, job.config
@@ -136,7 +136,8 @@ def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[f
                     f"({size[1]} x {size[0]} px).",
                     "Copy the data set again.",
                 )
-            pixels.update(resize_map(prediction.score_map, bundle.geometry, mask.shape), mask)
+            seen = seen_window(bundle.geometry, mask.shape)  # what a crop cuts away is not judged
+            pixels.update(resize_map(prediction.score_map, bundle.geometry, mask.shape)[seen], mask[seen])
         progress(Progress("testing", number, len(test)))
     return scores, pixels.compute(), float(np.mean(times))
 

@@ -94,6 +94,10 @@ class Results:
         """All backbones, in the order of their first evaluation."""
         return list(dict.fromkeys(each.backbone for each in self.evaluations))
 
+    def weights(self, backbone: str) -> str:
+        """Say where a backbone's weights came from."""
+        return ", ".join(dict.fromkeys(each.weights for each in self.evaluations if each.backbone == backbone))
+
     @property
     def categories(self) -> list[str]:
         """All categories, sorted; those that failed too."""

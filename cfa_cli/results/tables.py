@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from importlib.resources import files
 from statistics import fmean
-from typing import Any
 
 from cfa_cli.config import PRESETS, FitConfig
 from cfa_cli.results.benchmark import METRICS, Figure, Results, average, figure, versions_text
+from cfa_cli.results.publications import comparable, why_not_comparable
 
-MVTEC = "MVTec AD"  # the one data set that CFA's published figures are of
 _EMPTY = "-"
 _RECIPE = [  # the options that decide what is trained; the size, the weights and the backbone are named anyway
     field.name
@@ -31,15 +28,6 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Published:
-    """One column of published figures of a backbone."""
-
-    heading: str
-    figures: dict[str, dict[str, float]]  # category, metric
-    note: str
-
-
 def tables(results: Results, threshold_report: bool = False) -> list[Table]:
     """All tables: an overview of each backbone, then a table of each metric where there is something to compare.
 
@@ -48,15 +36,15 @@ def tables(results: Results, threshold_report: bool = False) -> list[Table]:
     found = [_overview(results, backbone) for backbone in results.backbones]
     if threshold_report:
         found += [_threshold_report(results, backbone) for backbone in results.backbones]
-    if len(results.backbones) > 1 or any(_published(results, backbone) for backbone in results.backbones):
+    if len(results.backbones) > 1 or any(comparable(results, backbone) for backbone in results.backbones):
         found += [_comparison(results, metric) for metric in METRICS]
     return found
 
 
 def remarks(results: Results) -> list[str]:
     """What a reader has to know about the figures: why no published ones stand beside them, warnings, failures."""
-    lines = [_why_nothing_published(results, each) for each in results.backbones if not _published(results, each)]
-    lines = list(dict.fromkeys(lines))
+    reasons = [why_not_comparable(results, each) for each in results.backbones]
+    lines = list(dict.fromkeys(filter(None, reasons)))
     warnings: dict[str, list[str]] = {}
     for each in results.evaluations:
         for warning in each.warnings:
@@ -109,7 +97,7 @@ def _overview(results: Results, backbone: str) -> Table:
         notes.append(f"Means ± standard deviations over {len(seeds)} seeds.")
     if memory:
         notes.append(f"Peak memory: {max(memory):.0f} MB.")
-    return _table(f"{backbone} ({_weights(results, backbone)})", results, backbone, columns, tuple(notes))
+    return _table(f"{backbone} ({results.weights(backbone)})", results, backbone, columns, tuple(notes))
 
 
 def _recipe(results: Results) -> str:
@@ -154,7 +142,7 @@ def _comparison(results: Results, metric: str) -> Table:
         columns.append(
             [*(_text(each, metric) for each in ours.values()), _text(average(results, backbone, metric), metric)]
         )
-        for published in _published(results, backbone):
+        for published in comparable(results, backbone):
             theirs = {
                 category: published.figures[category][metric]
                 for category in results.categories
@@ -165,7 +153,8 @@ def _comparison(results: Results, metric: str) -> Table:
                 columns += _beside(ours, theirs)
                 notes.append(published.note)
     if notes:
-        notes.append(f"Ours: {_recipe(results)}.")
+        share = f"{1 - results.config.holdout:.0%} of the good images trained on, the others held out"
+        notes.append(f"Ours: {_recipe(results)}; {share}.")
     body = zip([*results.categories, "average"], *columns, strict=True)
     return Table(METRICS[metric], tuple(header), tuple(body), tuple(dict.fromkeys(notes)))
 
@@ -184,38 +173,6 @@ def _beside(ours: dict[str, Figure | None], theirs: dict[str, float]) -> list[li
     published.append(_EMPTY if mean is None else f"{mean:.3f}")
     difference.append(_EMPTY if mean is None else f"{fmean(mine for mine, _ in both) - mean:+.3f}")
     return [published, difference]
-
-
-def _published(results: Results, backbone: str) -> list[_Published]:
-    """The published figures that compare: those of the same data, backbone and weights."""
-    if results.dataset != MVTEC or _weights(results, backbone) != f"imagenet: {backbone}.tv_in1k":
-        return []
-    document: dict[str, Any] = json.loads(
-        files("cfa_cli.results").joinpath("published", "mvtec_cfa.json").read_text("utf-8")
-    )
-    found = []
-    if backbone in document:
-        found.append(_Published("anomalib", document[backbone], f"anomalib: {document['source']}."))
-    if authors := document.get(f"authors_{backbone}"):
-        way = "resize" if results.config.crop is None else "resize_and_crop"
-        found.append(_Published("authors†", authors[way], f"authors†: {authors['note']}."))
-    return found
-
-
-def _why_nothing_published(results: Results, backbone: str) -> str:
-    if results.dataset != MVTEC:
-        return f"No published figures stand beside these: those of CFA are of {MVTEC}, these are of {results.dataset}."
-    weights = _weights(results, backbone)
-    if backbone not in ("resnet18", "wide_resnet50_2"):
-        return f"There are no published figures of CFA with {backbone} to stand beside these."
-    return (
-        f"No published figures stand beside those of {backbone}: theirs come from the ImageNet weights "
-        f"({backbone}.tv_in1k), these from other ones ({weights})."
-    )
-
-
-def _weights(results: Results, backbone: str) -> str:
-    return ", ".join(dict.fromkeys(each.weights for each in results.evaluations if each.backbone == backbone))
 
 
 def _text(found: Figure | None, field: str) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark: what it measures against public libraries, taking up where it stopped, failures, and its tables."""
+"""The benchmark: what it measures against public libraries, taking up where it stopped, and failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,13 +14,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cfa_cli.bundle import load_bundle
-from cfa_cli.config import PRESETS, FitConfig
+from cfa_cli.config import FitConfig
 from cfa_cli.data.datasets import open_dataset
 from cfa_cli.engine.benchmark import benchmark
 from cfa_cli.engine.predict import predict
 from cfa_cli.errors import InputError, UsageError, WeightsError
-from cfa_cli.results.benchmark import Evaluation, Results
-from cfa_cli.results.tables import markdown, remarks, tables
+from cfa_cli.results.tables import remarks
 from tests.engine.trees import make_tree
 
 CONFIG = FitConfig(weights="embedded", size=(64, 64), epochs=1)
@@ -287,90 +285,3 @@ def test_what_would_fail_in_all_runs_is_said_before_the_first(finished, tmp_path
     with pytest.raises(UsageError, match="--jobs 0"):
         benchmark(dataset, CONFIG, out=tmp_path, jobs=0)
     assert list(tmp_path.iterdir()) == []
-
-
-def published(category: str, backbone: str = "resnet18", seed: int = 0, **figures: float | str | None) -> Evaluation:
-    values = {
-        "image_auroc": 0.9, "image_f1max": 0.9, "pixel_auroc": 0.9, "aupro": 0.9, "pixel_f1max": 0.5,
-        "weights": f"imagenet: {backbone}.tv_in1k",
-    }  # fmt: skip
-    return Evaluation(
-        backbone=backbone, seed=seed, category=category, threshold=1.0, fpr=0.0, recall=1.0, f1=0.9, train_images=9,
-        holdout_images=2, test_good=3, test_anomalous=3, fit_seconds=1.0, milliseconds=5.0, peak_memory_mb=None,
-        peak_device_memory_mb=None, device="cpu", input_size=(224, 224), weights_sha256="", data_sha256="", warnings=(),
-        **(values | figures),
-    )  # fmt: skip
-
-
-def results_of(*runs: Evaluation, dataset: str = "MVTec AD") -> Results:
-    return Results(dataset, FitConfig(), runs, (), {"cfa": "0"})
-
-
-def test_published_figures_stand_beside_ours():
-    # Published, resnet18: bottle 0.991, screw 0.625 (mean 0.808); ours: (0.98 + 1) / 2 and 0.9 (mean 0.945).
-    bottles = published("bottle", image_auroc=0.98), published("bottle", seed=1, image_auroc=1.0)
-    results = results_of(*bottles, published("screw", seed=0))
-    overview, comparison, *_ = tables(results)
-    assert overview.rows[0][:2] == ("bottle", "0.990±0.014")
-    assert overview.header[6:9] == ("FPR @t", "recall @t", "F1 @t")
-    assert overview.rows[1][6:9] == ("0.000", "1.000", "0.900")
-    assert comparison.header == ("category", "resnet18", "anomalib", "difference")
-    assert comparison.rows == (
-        ("bottle", "0.990±0.014", "0.991", "-0.001"),
-        ("screw", "0.900", "0.625", "+0.275"),
-        ("average", "0.945", "0.808", "+0.137"),  # without a spread: seed 1 lacks a category
-    )
-    assert "its validation set is the test set" in comparison.notes[0]
-    assert remarks(results) == []
-
-
-def test_what_differs_from_the_published_recipe_is_said():
-    paper = replace(results_of(published("bottle")), config=PRESETS["paper"])
-    assert tables(paper)[0].notes[0] == "Recipe: 224 x 224 px, --preset paper."
-    ours = replace(paper, config=replace(PRESETS["default"], seed=3))
-    assert tables(ours)[0].notes[0] == "Recipe: 224 x 224 px, --preset default."
-    shorter = replace(paper, config=replace(PRESETS["paper"], epochs=2, gamma_d=4))
-    difference = "224 x 224 px, --preset paper but for gamma_d 4 (not 1), epochs 2 (not 30)."
-    overview, comparison, *_ = tables(shorter)
-    assert overview.notes[0] == f"Recipe: {difference}"
-    assert comparison.notes[-1] == f"Ours: {difference}"
-
-
-def test_the_authors_figures_are_marked_as_chosen_on_the_test_set():
-    results = results_of(published("bottle"), published("bottle", "wide_resnet50_2", image_auroc=0.999))
-    comparison = next(table for table in tables(results) if table.title == "image AUROC")
-    assert comparison.header[4:] == ("wide_resnet50_2", *("anomalib", "difference"), *("authors†", "difference"))
-    assert comparison.rows[0][4:] == ("0.999", "0.998", "+0.001", "1.000", "-0.001")
-    assert any("best over 30 epochs as measured on the test set" in note for note in comparison.notes)
-    f1 = next(table for table in tables(results) if table.title == "image F1-max")
-    assert "authors†" not in f1.header
-
-
-@pytest.mark.parametrize(
-    ("results", "reason"),
-    [
-        (results_of(published("bottle", weights="embedded")), "theirs come from the ImageNet weights"),
-        (results_of(published("bottle", "vgg19_bn")), "no published figures of CFA with vgg19_bn"),
-        (results_of(published("bottle"), dataset="mine/"), "of MVTec AD, these are of mine/"),
-    ],
-)
-def test_published_figures_that_do_not_compare_are_left_out(results, reason):
-    assert "anomalib" not in markdown(results)
-    assert len(tables(results)) == 1
-    assert reason in "".join(remarks(results))
-
-
-def test_undefined_metrics_are_no_figures():
-    results = results_of(published("a", aupro=None), published("b", aupro=0.5), dataset="mine/")
-    (overview,) = tables(results)
-    column = [row[overview.header.index("AUPRO")] for row in overview.rows]
-    assert column == ["-", "0.500", "0.500"]
-
-
-def test_the_published_table_is_the_one_that_was_published():
-    document = json.loads((Path(__file__).parents[2] / "cfa_cli/results/published/mvtec_cfa.json").read_text())
-    for backbone in ("resnet18", "wide_resnet50_2"):
-        categories = [figures for name, figures in document[backbone].items() if name != "average"]
-        assert len(categories) == 15
-        for metric, mean in document[backbone]["average"].items():
-            assert np.mean([figures[metric] for figures in categories]) == pytest.approx(mean, abs=6e-4)
