@@ -10,10 +10,9 @@ import re
 import sys
 import traceback
 from datetime import UTC, datetime
-from pathlib import Path
 
 from cfa_cli.errors import CfaError, DeviceError, ExitCode, InputError, UsageError, is_out_of_memory
-from cfa_cli.text import printable
+from cfa_cli.text import printable, shorten
 
 _HINTS = {  # of the operating system's errors
     errno.ENOSPC: "Make room on the disk, and run the command again.",
@@ -33,7 +32,11 @@ _PLAIN_WORDS = [  # for those of the parser's validation
 
 def main(arguments: list[str] | None = None) -> None:
     """Run `cfa` with `arguments` (default: the process's) and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    from cfa_cli.cli.streams import libraries_to_the_log
+
+    with libraries_to_the_log():
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -97,15 +100,15 @@ def _log(arguments: list[str]) -> str:
     """Append the traceback to the log file and return where it is; where that fails, show it."""
     details = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} cfa {' '.join(arguments)}\n{traceback.format_exc()}\n"
     try:
-        import platformdirs
+        from cfa_cli.cli.streams import log_file
 
-        folder = Path(platformdirs.user_log_dir("cfa", ensure_exists=True))
-        with (folder / "cfa.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
+        path = log_file()
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(details)
     except Exception:  # the log is the last resort: whatever is wrong with it must not hide the error
         sys.stderr.write(details)
         return "the lines above"
-    return str(folder / "cfa.log")
+    return str(path)
 
 
 def _tell(error: CfaError, arguments: list[str]) -> int:
@@ -114,9 +117,9 @@ def _tell(error: CfaError, arguments: list[str]) -> int:
     if "--json" in arguments:
         said = {"message": error.message, "hint": error.hint, "exit_code": code}
         sys.stdout.write(json.dumps({"version": 1, "error": said}) + "\n")
-    sys.stderr.write(f"Error: {printable(error.message)}\n")
+    sys.stderr.write(f"Error: {shorten(printable(error.message))}\n")
     if error.hint:
-        sys.stderr.write(f"Hint: {printable(error.hint)}\n")
+        sys.stderr.write(f"Hint: {shorten(printable(error.hint))}\n")
     return code
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -184,7 +184,7 @@ class LeftOut:
     def sentences(self) -> Iterator[str]:
         """Say what was left out, in at most two sentences."""
         if self.formats:
-            kinds = ", ".join(f"{count} x {suffix}" for suffix, count in self.formats.most_common())
+            kinds = ", ".join(f"{count} x {suffix}" for suffix, count in self._by_count())
             total = self.formats.total()
             yield f"{total} {'file' if total == 1 else 'files'} left out, of formats that cfa does not read: {kinds}."
         if self.results:
@@ -193,7 +193,10 @@ class LeftOut:
 
     def document(self) -> dict[str, object]:
         """Return it for --json."""
-        return {"formats": dict(self.formats.most_common()), "results": self.results}
+        return {"formats": dict(self._by_count()), "results": self.results}
+
+    def _by_count(self) -> list[tuple[str, int]]:
+        return sorted(self.formats.items(), key=lambda item: (-item[1], item[0]))
 
 
 @dataclass(frozen=True)
@@ -308,3 +311,8 @@ class PredictSummary:
     worst: tuple[ImageResult, ...]  # the ten highest scores, descending
     results: tuple[ImageResult, ...] = ()  # every image, in a complete summary
     unfinished: tuple[str, ...] = ()  # watched files that were still arriving, or waiting, at the end
+    left_out: LeftOut = field(default_factory=LeftOut)  # found beside the images, and not read
+
+    def document(self) -> dict[str, object]:
+        """Return it for --json."""
+        return {**asdict(replace(self, left_out=LeftOut())), "left_out": self.left_out.document()}

@@ -8,6 +8,8 @@ import subprocess
 import unicodedata
 from collections.abc import Sequence
 
+LONGEST = 1000  # characters of what is said at once
+
 
 def printable(text: str, limit: int | None = None) -> str:
     r"""Return `text` with every character that a terminal would obey or not show written as its escape.
@@ -26,6 +28,18 @@ def printable(text: str, limit: int | None = None) -> str:
         char if char.isprintable() or unicodedata.category(char) == "Zs" else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def shorten(text: str, limit: int = LONGEST) -> str:
+    """Leave out the middle of a text longer than `limit` characters: a path may have 100,000, and its end tells most.
+
+    >>> shorten("/a/very/long/path/to/an/image.png", 20)
+    '/a/ver...n/image.png'
+    """
+    if len(text) <= limit:
+        return text
+    end = (limit - 3) * 2 // 3
+    return f"{text[: limit - 3 - end]}...{text[-end:]}"
 
 
 def command_line(words: Sequence[str]) -> str:

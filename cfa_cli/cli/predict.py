@@ -118,6 +118,7 @@ def _score(model: Path, paths: list[str], terminal: Terminal, *, as_json: bool, 
             warn(terminal, run.warnings)
             if _streams(paths):
                 print_line(prediction.result, as_json)
+        warn(terminal, run.warnings)
     return run
 
 
@@ -127,15 +128,13 @@ def _streams(paths: list[str] | None) -> bool:
 
 def _conclude(run: Predictions, *, as_json: bool, lines: bool, fail_on_anomaly: bool) -> int:
     """Show the run's summary, unless its lines are JSON already, and return the exit code."""
-    from dataclasses import asdict
-
     from cfa_cli.cli import render
     from cfa_cli.cli.predictions import print_summary
 
     if not as_json:
         print_summary(run.summary)
     elif not lines:
-        render.print_json(asdict(run.complete_summary))
+        render.print_json(run.complete_summary.document())
     if fail_on_anomaly and run.summary.anomalous:
         return ExitCode.ANOMALY
     return ExitCode.PARTIAL if run.summary.error_count else ExitCode.DONE

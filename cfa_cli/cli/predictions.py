@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cfa_cli.cli import render
-from cfa_cli.text import printable
+from cfa_cli.text import printable, shorten
 
 if TYPE_CHECKING:
     from cfa_cli.records import ImageResult, PredictSummary
@@ -22,12 +22,14 @@ def warn(terminal: render.Terminal, warnings: Iterable[str]) -> None:
 
 def print_line(result: ImageResult, as_json: bool) -> None:
     """Print one result on stdout at once: a line of columns, or of JSON."""
+    path = shorten(printable(result.path))
     if as_json:
         print(json.dumps({"version": render.JSON_VERSION, **asdict(result)}), flush=True)
     elif result.score is None:
-        print(f"{'not read':<10}{'':>10}  {printable(result.path)}: {printable(result.error or '')}", flush=True)
+        error = shorten(printable(result.error or ""))
+        print(f"{'not read':<10}{'':>10}  {path}: {error}", flush=True)
     else:
-        print(f"{result.label:<10}{result.score:>10.4g}  {printable(result.path)}", flush=True)
+        print(f"{result.label:<10}{result.score:>10.4g}  {path}", flush=True)
 
 
 def print_summary(summary: PredictSummary) -> None:

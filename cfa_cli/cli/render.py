@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from cfa_cli.records import Progress
-from cfa_cli.text import printable
+from cfa_cli.text import printable, shorten
 
 JSON_VERSION = 1
 NOTE_SECONDS = 10.0  # between lines of progress where stderr is no terminal
@@ -111,7 +111,7 @@ class Terminal:
 
     def _print(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(printable(text), markup=False)
+            self.console.print(shorten(printable(text)), markup=False)
 
     def _begin(self, step: Progress, work: str) -> None:
         self.end(work)
@@ -160,11 +160,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def short_path(path: str | Path) -> str:
     """Return a path as a summary shows it: where it is longer than a line, its middle is left out."""
-    text, limit = printable(str(path)), max(30, Console().width - 30)
-    if len(text) <= limit:
-        return text
-    end = (limit - 3) * 2 // 3  # the name tells more than the root
-    return f"{text[: limit - 3 - end]}...{text[-end:]}"
+    return shorten(printable(str(path)), max(30, Console().width - 30))
 
 
 def duration(seconds: float) -> str:
@@ -183,4 +179,4 @@ def file_size(size: int) -> str:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(printable(text))
+    return escape(shorten(printable(text)))

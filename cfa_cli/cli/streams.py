@@ -7,7 +7,10 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
+
+MAX_LOG_BYTES = 10_000_000  # of a log file that is gone on with
 
 
 class LastingStream:
@@ -50,6 +53,48 @@ class LastingStream:
                 descriptor = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(descriptor, self._stream.fileno())
                 os.close(descriptor)
+
+
+def log_file() -> Path:
+    """Where bugs, and what libraries print, are logged; its folder is made. Raises OSError."""
+    import platformdirs
+
+    return Path(platformdirs.user_log_dir("cfa", ensure_exists=True)) / "cfa.log"
+
+
+@contextlib.contextmanager
+def libraries_to_the_log() -> Iterator[None]:
+    """Lead file descriptor 2 to the log file within the block, and sys.stderr to where it led before.
+
+    What C libraries print goes to descriptor 2 whatever Python does: libjpeg's lines about damaged files would stand
+    in progress bars. Only for a process that is `cfa` itself. Where it cannot be done, nothing is changed.
+    """
+    stream = sys.stderr
+    try:
+        if stream is None or stream.fileno() != 2:
+            raise OSError("it does not lead to descriptor 2")
+        path = log_file()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        log = os.open(path, flags | (os.O_TRUNC if path.exists() and path.stat().st_size > MAX_LOG_BYTES else 0), 0o600)
+        own = os.dup(2)
+    except Exception:  # a closed stream, a home folder that cannot be written: a command runs all the same
+        yield
+        return
+    stream.flush()
+    os.dup2(log, 2)
+    os.close(log)
+    sys.stderr = open(  # noqa: PTH123, SIM115  (a descriptor; closed below)
+        own, "w", buffering=1, encoding=stream.encoding, errors=stream.errors
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os.dup2(own, 2)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.close()
+        sys.stderr = stream
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ def watch_folder(model: Path, folder: Path, terminal: Terminal, *, as_json: bool
         for prediction in run:
             warn(terminal, run.warnings)
             print_line(prediction.result, as_json)
+        warn(terminal, run.warnings)
     for path in run.summary.unfinished:
         terminal.warn(f"{path} was not scored: it was still arriving.")
     return run

@@ -214,10 +214,16 @@ def _walk(folder: Path, left_out: LeftOut) -> list[Path]:
             pending += [link for name in folders if _is_link(link := Path(here, name))]
             shown = [name for name in files if not name.startswith(".")]
             images += [Path(here, name) for name in shown if _is_image_name(name)]
-            others = [PurePath(name) for name in shown if not _is_image_name(name)]
-            suffixes = [path.suffix.lower() or "no suffix" for path in others if path.name not in _UNSAID]
-            left_out.formats.update(suffix for suffix in suffixes if suffix not in MODEL_SUFFIXES)
+            for name in shown:
+                count_other_format(name, left_out)
     return sorted(images, key=lambda path: path.as_posix())
+
+
+def count_other_format(name: str, left_out: LeftOut) -> None:
+    """Count a file among those that are left out, unless it is an image or of cfa's own or the system's."""
+    suffix = PurePath(name).suffix.lower()
+    if suffix not in (*IMAGE_SUFFIXES, *MODEL_SUFFIXES) and name not in _UNSAID:
+        left_out.formats[suffix or "no suffix"] += 1
 
 
 def _identity(folder: str) -> tuple[int, int] | str:

@@ -14,8 +14,10 @@ from threading import Event
 
 from watchfiles import Change, watch
 
+from cfa_cli.data.inputs import count_other_format
+from cfa_cli.data.own_output import is_result
 from cfa_cli.errors import InputError
-from cfa_cli.records import IMAGE_SUFFIXES, Prediction, Source
+from cfa_cli.records import IMAGE_SUFFIXES, LeftOut, Prediction, Source
 
 SETTLED = 5.0  # s without a change after which a file counts as written, whatever it looks like
 RESCAN = 5.0  # s; folders on a network tell nothing of what other machines do
@@ -34,11 +36,15 @@ class _Waiting:
 
 
 def check_folder(folder: Path, ignore: Path | None = None) -> None:
-    """Raise InputError if `folder` is no folder, or lies in `ignore`."""
+    """Raise InputError if `folder` is no folder, lies in `ignore`, or is one that cfa writes results to."""
     if not folder.exists():
         raise InputError(f"There is no folder {folder} to watch.", f"Make it first: mkdir -p {folder}")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder.", "Give --watch the folder that images arrive in.")
+    if is_result(folder):
+        raise InputError(
+            f"{folder} holds what cfa wrote, which it never scores.", "Give the folder that images arrive in."
+        )
     if ignore is not None and folder.resolve().is_relative_to(ignore.resolve()):
         raise InputError(
             f"The results' folder {ignore} holds the watched folder.",
@@ -54,12 +60,18 @@ class WatchedFolder:
     """
 
     def __init__(
-        self, folder: Path, is_done: Callable[[Source], bool], stop: Event, ignore: Path | None = None
+        self,
+        folder: Path,
+        is_done: Callable[[Source], bool],
+        stop: Event,
+        ignore: Path | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
-        """Raises what `check_folder` raises."""
+        """Raises what `check_folder` raises. `left_out` gets, at the end, what is there and is not read."""
         check_folder(folder, ignore)
         self._folder, self._is_done, self._stop = folder, is_done, stop
         self._ignored = None if ignore is None else ignore.resolve()
+        self._left_out = left_out
         self._waiting: dict[Path, _Waiting] = {}
         self._handed_out: dict[Path, _Waiting] = {}
         self._scored: dict[Path, tuple[int, int]] = {}  # in which state
@@ -88,7 +100,8 @@ class WatchedFolder:
                 yield from self._ready()
                 if self._stop.is_set() or _identity(self._folder) != identity:
                     break
-        self._notice(self._folder)  # what is there by now is not scored any more: `unfinished` names it
+        # What is there by now is not scored any more: `unfinished` names it.
+        self._notice(self._folder, self._left_out)
 
     def is_final(self, prediction: Prediction) -> bool:
         """Whether what was read of an image that was handed out was all of it. If not, it is handed out again later.
@@ -139,15 +152,25 @@ class WatchedFolder:
         end = time.monotonic()
         self._next_scan = end + max(RESCAN, 20 * (end - start))
 
-    def _notice(self, path: Path) -> None:
-        """Remember an image that may be new; of a folder, those in it."""
+    def _notice(self, path: Path, left_out: LeftOut | None = None) -> None:
+        """Remember an image that may be new; of a folder, those in it. What is no image is added to `left_out`."""
         if path.is_dir():
+            if is_result(path):
+                if left_out is not None and not self._is_hidden(path):
+                    left_out.results.append(str(path))
+                return
             with suppress(OSError):  # gone again, or not ours to read
                 for entry in sorted(path.iterdir()):
                     if not entry.name.startswith(".") and not (entry.is_dir() and entry.is_symlink()):
-                        self._notice(entry)
+                        self._notice(entry, left_out)
             return
-        if path in self._waiting or path.suffix.lower() not in IMAGE_SUFFIXES or self._is_hidden(path):
+        if path in self._waiting or self._is_hidden(path):
+            return
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            if left_out is not None:
+                count_other_format(path.name, left_out)
+            return
+        if is_result(path):
             return
         state = _state(path)
         if state is not None and self._scored.get(path) != state and not self._is_done(self._source(path, state)):

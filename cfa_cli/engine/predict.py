@@ -12,7 +12,7 @@ import numpy as np
 from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision, check_max_pixels
 from cfa_cli.errors import InputError, UsageError
-from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, ProgressCallback, SaveKind, Source
+from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, LeftOut, ProgressCallback, SaveKind, Source
 
 # What loads torch is imported where it is used: arguments are checked first, and what is wrong with them is said at
 # once.
@@ -76,7 +76,8 @@ def predict(
     started = time.perf_counter()
     check_options(save, threshold, max_fpr)
     check_max_pixels(max_pixels)
-    listed, items, reads_stdin = _sort_out(inputs)
+    left_out = LeftOut()
+    listed, items, reads_stdin = _sort_out(inputs, left_out)
     if isinstance(model, str | Path):
         check_there(Path(model))
     from cfa_cli.data.stream import stream_lines, stream_sources
@@ -95,15 +96,17 @@ def predict(
         command=command,
         started=started,
         max_pixels=max_pixels,
+        left_out=left_out,
     )
     run.add([source for source in listed if not run.is_done(source)])
     if isinstance(items, Iterator):
-        run.add_stream(_one_by_one(stream_sources(items, is_taken=run.is_done)))
+        run.add_stream(_one_by_one(stream_sources(items, is_taken=run.is_done, left_out=left_out)))
     else:
-        found = stream_sources(items, is_taken=lambda _: False)
+        found = stream_sources(items, is_taken=lambda _: False, left_out=left_out)
         run.add_stream(source for source in found if not run.is_done(source))
     if reads_stdin:
-        run.add_stream(source for source in stream_lines(stdin) if source is None or not run.is_done(source))
+        lines = stream_lines(stdin, left_out)
+        run.add_stream(source for source in lines if source is None or not run.is_done(source))
     return run
 
 
@@ -115,8 +118,10 @@ def check_options(save: Collection[SaveKind], threshold: float | None, max_fpr: 
         raise UsageError("--threshold and --max-fpr exclude each other.", "Give one of them.")
 
 
-def _sort_out(inputs: Inputs) -> tuple[list[Source], Iterable[object], bool]:
+def _sort_out(inputs: Inputs, left_out: LeftOut) -> tuple[list[Source], Iterable[object], bool]:
     """Return the sources of paths, then what is to be taken one by one, and whether standard input is among the paths.
+
+    What is passed over is added to `left_out`.
 
     Raises what is wrong with inputs that are known in full: InputError, ImageError, UsageError.
     """
@@ -140,7 +145,8 @@ def _sort_out(inputs: Inputs) -> tuple[list[Source], Iterable[object], bool]:
     if not all(isinstance(item, str | Path) for item in items):
         return [], items, False
     names = [str(item) for item in items]
-    listed = find_sources([name for name in names if name != "-"]) if set(names) != {"-"} else []
+    given = [name for name in names if name != "-"]
+    listed = find_sources(given, left_out=left_out) if given else []
     return listed, [], "-" in names
 
 

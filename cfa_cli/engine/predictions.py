@@ -20,6 +20,7 @@ from cfa_cli.records import (
     Bundle,
     ImageFailure,
     ImageResult,
+    LeftOut,
     Prediction,
     PredictSummary,
     Progress,
@@ -53,10 +54,12 @@ class Predictions(Iterator[Prediction]):
         command: Sequence[str] = (),
         started: float | None = None,
         max_pixels: float = MAX_PIXELS,
+        left_out: LeftOut | None = None,
     ) -> None:
         """Prepare `out`. Raises InputError where it holds a run, or cannot be written.
 
-        The arguments are those of `predict`; `started` is the time.perf_counter() that seconds count from.
+        The arguments are those of `predict`; `started` is the time.perf_counter() that seconds count from;
+        `left_out` is filled in while sources are found.
         """
         self.bundle: Bundle = model.bundle  # with the threshold that is used
         self._warnings = dict.fromkeys(model.warnings)  # in order, each once
@@ -66,6 +69,7 @@ class Predictions(Iterator[Prediction]):
         self._writer = None
         self._exit = ExitStack()
         self._counts = _Counts()
+        self._left_out = LeftOut() if left_out is None else left_out
         self._started = time.perf_counter() if started is None else started
         if self._out is not None:
             writer = ResultWriter(
@@ -142,6 +146,7 @@ class Predictions(Iterator[Prediction]):
             warnings=self.warnings,
             errors=tuple(counts.errors),
             worst=counts.worst,
+            left_out=self._left_out,
             unfinished=() if self._folder is None else tuple(str(path) for path in self._folder.unfinished),
         )
 
@@ -173,6 +178,7 @@ class Predictions(Iterator[Prediction]):
                     yield prediction
                     del prediction
                 del batch, final  # images that were handed out are the caller's
+            self._warnings |= dict.fromkeys(self._left_out.sentences())  # the report shows them
 
     def _write(self, batch: list[Prediction]) -> Iterator[Prediction]:
         """Yield what is in the table by now, without arrays; where nothing is written, the batch with its maps."""

@@ -12,7 +12,7 @@ from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision, check_max_pixels
 from cfa_cli.data.watch import WatchedFolder, check_folder
 from cfa_cli.engine.predict import check_options
-from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, SaveKind
+from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, LeftOut, SaveKind
 
 if TYPE_CHECKING:  # what loads torch is imported once the arguments are checked
     from cfa_cli.engine.model import Model
@@ -58,8 +58,17 @@ def watch(
     opened = open_model(model, device=device, precision=precision, compiled=compiled)
     opened = opened.with_threshold(threshold=threshold, max_fpr=max_fpr)
     opened.warm_up()
+    left_out = LeftOut()
     run = Predictions(
-        opened, out, save, resume=resume, force=force, command=command, started=started, max_pixels=max_pixels
+        opened,
+        out,
+        save,
+        resume=resume,
+        force=force,
+        command=command,
+        started=started,
+        max_pixels=max_pixels,
+        left_out=left_out,
     )
-    run.follow(WatchedFolder(folder, run.is_done, stop, ignore=results))
+    run.follow(WatchedFolder(folder, run.is_done, stop, ignore=results, left_out=left_out))
     return run

@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from cfa_cli import load_bundle
+from cfa_cli.__main__ import run
 from tests.conftest import write_part
 from tests.engine.trees import make_tree
 
@@ -119,3 +122,58 @@ def test_a_bug_with_such_names_is_told_and_logged(tmp_path):
     assert b"Traceback" not in done.stderr
     (log,) = tmp_path.rglob("*.log")
     assert "cfa info \\udcff.safetensors" in log.read_text()
+
+
+def damaged_jpeg() -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+    content = bytearray(cv2.imencode(".jpg", pixels)[1].tobytes())
+    content[3000:3003] = b"\x12\x34\x56"
+    return bytes(content)
+
+
+def test_what_libraries_print_is_in_the_log_and_not_on_the_terminal(here, tmp_path):
+    """libjpeg prints a line about a damaged file; the command's own lines stay where they were."""
+    (tmp_path / "a.jpg").write_bytes(damaged_jpeg())
+    model = str(here / "cfa-model.safetensors")
+    (tmp_path / "file").touch()
+    for number, home in enumerate(["state", "file"]):  # no log can be written below a file: as it was before
+        options = {"folder": tmp_path, "capture_output": True, "text": True}
+        command = ["predict", "a.jpg", "nothing.jpg", "-m", model, "-o", f"out{number}", "--json"]
+        environment = {"XDG_STATE_HOME": str(tmp_path / home)}
+        done = start(*command, environment=environment, **options)
+        assert (done.returncode, done.stderr.count("Error: There is no file or folder nothing.jpg.")) == (3, 1)
+        command.remove("nothing.jpg")
+        done = start(*command, environment=environment, **options)
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["images"] == 1
+        assert "Starting ..." in done.stderr
+        assert ("Corrupt JPEG" in done.stderr) == (home == "file")
+    (log,) = (tmp_path / "state").rglob("cfa.log")
+    assert "Corrupt JPEG" in log.read_text()
+
+
+def test_the_log_does_not_grow_for_ever_and_python_callers_keep_their_stderr(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    before = os.fstat(2)
+    run(["info", "nothing"])
+    assert os.fstat(2).st_ino == before.st_ino
+    assert list(tmp_path.rglob("*.log")) == []
+    program = "import os, sys, cfa_cli.cli.streams as s\ns.MAX_LOG_BYTES = 100\n"
+    program += "with s.libraries_to_the_log(): os.write(2, b'x' * 80); print('seen', file=sys.stderr)\n"
+    program += "os.write(2, b'again')"
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stderr == "seen\nagain"
+    (log,) = tmp_path.rglob("*.log")
+    assert log.stat().st_size == 80
+
+
+def test_a_line_that_is_no_path_is_shortened_on_the_terminal_alone(here, tmp_path):
+    line = "x" * 131_072
+    command = ["predict", "-", "-m", str(here / "cfa-model.safetensors"), "-o", str(tmp_path / "out")]
+    done = start(*command, folder=here, input=line, capture_output=True, text=True)
+    assert done.returncode == 8
+    assert "Cannot read xxx" in done.stdout
+    assert max(map(len, (done.stdout + done.stderr).splitlines())) < 3000
+    done = start(*command, "--json", "--force", folder=here, input=line, capture_output=True, text=True)
+    assert json.loads(done.stdout)["path"] == line

@@ -7,14 +7,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from cfa_cli import predict
 from cfa_cli.data.inputs import find_good_images, find_images, find_sources
+from cfa_cli.engine.watch import watch
 from cfa_cli.errors import InputError
 from cfa_cli.records import RESULT_FOLDERS, LeftOut
 from cfa_cli.results.writer import KINDS, REPORT_FOLDER
-from tests.conftest import write_part
+from tests.conftest import draw_part, write_part
 
 
 def test_formats_are_counted_in_one_sentence(tmp_path: Path) -> None:
@@ -124,3 +127,49 @@ def test_files_that_vanish_and_names_that_are_no_text(tmp_path: Path, good_dir: 
     assert [Path(path).name for path, _ in result.skipped] == [gone.name]
     assert result.train_images + result.holdout_images == len(paths) - 1
     assert not moved.exists()
+
+
+def test_predict_says_what_it_left_out(cfa, photos: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
+    """The terminal, JSON and the report, for folders, standard input and from Python."""
+    (photos / "a.HEIC").touch()
+    (photos / "b.gif").touch()
+    formats = "2 files left out, of formats that cfa does not read: 1 x .gif, 1 x .heic."
+    results = "Left out, because cfa wrote it: maps/heatmaps, maps/maps, maps/masks and 2 more."
+    outcome = cfa("predict", ".", "-m", model, "--force", "--json")
+    assert outcome.code == 0
+    document = json.loads(outcome.out)
+    assert document["left_out"] == {
+        "formats": {".heic": 1, ".gif": 1},
+        "results": [f"maps/{name}" for name in sorted(RESULT_FOLDERS)],
+    }
+    assert document["images"] == 4
+    report = (photos / "maps/report.html").read_text()
+    for sentence in (formats, results):
+        assert outcome.err.count(f"Warning: {sentence}") == 1
+        assert sentence in report
+    for lines, images in (([".\n"], 4), (["0.png\n", "maps/overlays/0.png\n"], 1)):
+        with predict(model, "-", stdin=lines) as run:
+            assert len(list(run)) == images
+            assert run.summary.left_out.results
+            assert any("because cfa wrote it: maps/" in warning for warning in run.warnings)
+    with predict(model, [Path(), draw_part(0)]) as run:
+        assert len(list(run)) == 5
+        assert run.summary.document()["left_out"] == document["left_out"]
+
+
+def test_watch_passes_by_what_cfa_wrote_and_says_so(photos: Path, model: Path) -> None:
+    (photos / "a.heic").touch()
+    stop = Event()
+    with watch(model, photos, stop, out=photos / "second") as run:
+        names = []
+        for prediction in run:
+            names.append(prediction.source.name)
+            if len(names) == 4:
+                stop.set()
+    assert sorted(names) == [f"{number}.png" for number in range(4)]
+    left_out = run.summary.left_out
+    assert left_out.formats == {".heic": 1}
+    assert sorted(left_out.results) == [str(photos / "maps" / name) for name in sorted(RESULT_FOLDERS)]
+    for folder in (photos / "maps/overlays", photos / "second/report"):
+        with pytest.raises(InputError, match="holds what cfa wrote"):
+            watch(model, folder, stop)
