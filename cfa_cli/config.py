@@ -22,6 +22,8 @@ Preset = Literal["default", "paper"]
 MIN_SIDE = 32  # px, of images and of the network's input
 MAX_SIDE = 8192  # px, of the network's input
 
+AUTHORS_LAYERS = ("authors",)  # of `layers`: the maps that the paper's authors take of a backbone
+
 Size = tuple[int, int]  # (height, width) in px
 
 
@@ -59,7 +61,10 @@ class FitConfig:
     """
 
     backbone: Annotated[str, "Any timm model with feature maps, for example wide_resnet50_2."] = "resnet18"
-    layers: Annotated[tuple[str, ...] | None, "Its feature maps, by stride or by name: 4,8,16 or layer1,layer2."] = None
+    layers: Annotated[
+        tuple[str, ...] | None,
+        "Its feature maps: strides (4,8,16), any of its modules (layer1,layer2.0; A+B stacks two), or authors.",
+    ] = None
     weights: Annotated[str, "auto (cache, hub, else embedded), imagenet, embedded, or a file (.safetensors, .pth)."] = (
         "auto"
     )
@@ -169,6 +174,12 @@ MAX_AUTO_CENTROIDS = 3136  # those of 224 x 224 px at stride 4
 PRESETS: dict[Preset, FitConfig] = {
     "default": FitConfig(),
     "paper": FitConfig(
-        size=(224, 224), bank="mean", gamma_c=1, score_neighbours=3, normalize_positions=False, epochs=30
+        layers=AUTHORS_LAYERS,
+        size=(224, 224),
+        bank="mean",
+        gamma_c=1,
+        score_neighbours=3,
+        normalize_positions=False,
+        epochs=30,
     ),
 }

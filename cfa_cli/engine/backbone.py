@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.func import functional_call
 
 from cfa_cli.config import FitConfig
 from cfa_cli.model.backbone import Backbone, check_backbone_name
+from cfa_cli.model.extractor import map_shapes
 from cfa_cli.records import BackboneInfo
 from cfa_cli.weights.loading import load_weights
 
@@ -25,7 +25,4 @@ def load_backbone(config: FitConfig, notify: Callable[[str], None]) -> tuple[Bac
 
 def level_shapes(backbone: Backbone, input_size: tuple[int, int]) -> list[tuple[int, int, int]]:
     """Return (C_l, h_l, w_l) of each feature map for an input of `input_size` (height, width) px."""
-    with torch.device("meta"):  # shapes alone: nothing is computed
-        weightless = {name: torch.empty(tensor.shape) for name, tensor in backbone.state_dict().items()}
-        maps = functional_call(backbone, weightless, torch.empty(1, 3, *input_size))
-    return [(each.shape[1], each.shape[2], each.shape[3]) for each in maps]
+    return [(channels, height, width) for _, channels, height, width in map_shapes(backbone, input_size)]

@@ -112,6 +112,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
                 epochs=1,
                 bank="mean",
                 gamma_c=1,
+                layers=("authors",),
                 score_neighbours=3,
                 normalize_positions=False,
             ),
