@@ -15,16 +15,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cfa_cli.bundle import load_bundle, save_bundle
     from cfa_cli.config import FitConfig
+    from cfa_cli.engine.calibrate import calibrate
     from cfa_cli.engine.fit import fit
     from cfa_cli.engine.model import Model, open_model
     from cfa_cli.engine.predict import predict
     from cfa_cli.engine.predictions import Predictions
     from cfa_cli.errors import CfaError
-    from cfa_cli.records import Bundle, FitResult, Prediction, PredictSummary
+    from cfa_cli.records import Bundle, CalibrateResult, FitResult, Prediction, PredictSummary
     from cfa_cli.results.writer import ResultWriter
 
 __all__ = [
     "Bundle",
+    "CalibrateResult",
     "CfaError",
     "FitConfig",
     "FitResult",
@@ -33,6 +35,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "ResultWriter",
+    "calibrate",
     "fit",
     "load_bundle",
     "open_model",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "calibrate": "cfa_cli.engine.calibrate",
     "fit": "cfa_cli.engine.fit",
     "Model": "cfa_cli.engine.model",
     "open_model": "cfa_cli.engine.model",
@@ -51,6 +55,7 @@ _HOMES = {
     "save_bundle": "cfa_cli.bundle",
     "Bundle": "cfa_cli.records",
     "FitConfig": "cfa_cli.config",
+    "CalibrateResult": "cfa_cli.records",
     "FitResult": "cfa_cli.records",
     "Prediction": "cfa_cli.records",
     "PredictSummary": "cfa_cli.records",

@@ -17,6 +17,7 @@ from cfa_cli import __version__
 from cfa_cli.atomic import atomic_path
 from cfa_cli.config import MAX_SIDE, FitConfig
 from cfa_cli.errors import BundleError, InputError, UsageError
+from cfa_cli.evidence import HoldoutImages, Recalibration
 from cfa_cli.parsing import build_record
 from cfa_cli.records import (
     EXPORT_SUFFIXES,
@@ -25,7 +26,6 @@ from cfa_cli.records import (
     Bundle,
     Calibration,
     Geometry,
-    HoldoutImages,
     Provenance,
     TrainingImages,
 )
@@ -46,8 +46,9 @@ _SECTIONS = {
     "provenance": Provenance,
     "training": TrainingImages,
     "holdout": HoldoutImages,
+    "recalibration": Recalibration,
 }
-_OPTIONAL = {"training", "holdout"}  # sections that earlier versions did not write
+_OPTIONAL = {"training", "holdout", "recalibration"}  # sections that earlier versions did not write
 _TOP_LEVEL = {"format", "minor", "cfa", "grid", "tensors_sha256", *_SECTIONS}
 _ELSEWHERE = "Choose another place with --out."
 _REFIT = "Fit the model again with `cfa fit`, or name another file with --model."

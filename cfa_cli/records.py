@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cfa_cli.config import FitConfig
+from cfa_cli.evidence import HoldoutImages, Recalibration
 from cfa_cli.text import printable
 
 if TYPE_CHECKING:
@@ -100,15 +101,6 @@ class ImageStatistics:
 
 
 @dataclass(frozen=True)
-class HoldoutImages:
-    """What each held-out good image was like, in the order of `Calibration.holdout_scores`; see `ImageStatistics`."""
-
-    brightness: tuple[float, ...]
-    contrast: tuple[float, ...]
-    sharpness: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class TrainingImages:
     """What the good images were like, to tell whether another image is like them. Medians are over images.
 
@@ -145,6 +137,7 @@ class Bundle:
     tensors: dict[str, np.ndarray] = field(repr=False)
     training: TrainingImages | None = None  # None: of an earlier version
     holdout: HoldoutImages | None = None  # None: of an earlier version
+    recalibration: Recalibration | None = None  # None: the thresholds are those of `fit`
     unknown: dict[str, object] = field(default_factory=dict)  # what a newer version wrote: "config.name" -> JSON value
 
     @property
@@ -208,6 +201,18 @@ class FitResult:
     holdout_images: int
     skipped: tuple[tuple[str, str], ...]  # (path, reason) of images that could not be read
     losses: tuple[float, ...]  # mean loss of each epoch
+    seconds: float
+    warnings: tuple[str, ...]
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+@dataclass(frozen=True)
+class CalibrateResult:
+    """What `calibrate` made."""
+
+    bundle: Bundle
+    evidence: Recalibration  # also the bundle's `recalibration`
+    skipped: tuple[tuple[str, str], ...]  # (path, reason) of images that could not be scored
     seconds: float
     warnings: tuple[str, ...]
     left_out: LeftOut = field(default_factory=LeftOut)

@@ -19,7 +19,8 @@ from cfa_cli.bundle import from_metadata, load_bundle, save_bundle
 from cfa_cli.config import FitConfig
 from cfa_cli.engine.runtimes import load_model
 from cfa_cli.errors import BundleError, InputError
-from cfa_cli.records import BackboneInfo, Bundle, Calibration, Geometry, HoldoutImages, Provenance
+from cfa_cli.evidence import HoldoutImages
+from cfa_cli.records import BackboneInfo, Bundle, Calibration, Geometry, Provenance
 
 D, C, M = 5, 7, 12
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from cfa_cli import __version__
-from cfa_cli.cli import benchmark, export, fit, info, predict
+from cfa_cli.cli import benchmark, calibrate, export, fit, info, predict
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -23,6 +23,7 @@ app = typer.Typer(
 COMMANDS: dict[Callable[..., Any], str] = {  # and an example of each
     fit.fit: "cfa fit photos/good --report",
     predict.predict: "cfa predict photos/new --out results",
+    calibrate.calibrate: "cfa calibrate cfa-model.safetensors photos/good-new-lamp --out new-lamp.safetensors",
     benchmark.benchmark: "cfa benchmark mvtec --data-root /data --preset paper",
     export.export: "cfa export --format onnx",
     info.info: "cfa info cfa-model.safetensors",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from cfa_cli.records import Bundle, Geometry, TrainingImages
+from cfa_cli.evidence import Recalibration
+from cfa_cli.records import Bundle, Calibration, Geometry, TrainingImages
 
 
 def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
     """Describe a model by names and values."""
-    config, calibration, provenance = bundle.config, bundle.calibration, bundle.provenance
+    config, provenance = bundle.config, bundle.provenance
     descriptor, bank = bundle.tensors["descriptor.weight"].shape, bundle.tensors["bank"].shape
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     facts = [
@@ -18,11 +19,20 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("Descriptor", f"{descriptor[1] - 2} + 2 -> {descriptor[0]} channels"),
         ("Bank", f"{bank[0]} centroids ({config.bank})"),
         ("Training images", _training(bundle.training)),
-        ("Threshold", _threshold(bundle)),
-        ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
+        *threshold_facts(bundle),
         ("Trained", f"{epochs}, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
     ]
     return facts + [("Warning", warning) for warning in bundle.warnings]
+
+
+def threshold_facts(bundle: Bundle) -> list[tuple[str, str]]:
+    """Describe a model's thresholds, and how they were chosen if not by `cfa fit`."""
+    calibration, changed = bundle.calibration, bundle.recalibration
+    return [
+        ("Threshold", _threshold(bundle)),
+        *([("Calibrated", changed.describe(calibration))] if changed else []),
+        ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
+    ]
 
 
 def _geometry(geometry: Geometry, grid: tuple[int, int]) -> str:
@@ -42,9 +52,26 @@ def _training(training: TrainingImages | None) -> str:
 
 
 def _threshold(bundle: Bundle) -> str:
-    calibration = bundle.calibration
+    calibration, changed = bundle.calibration, bundle.recalibration
+    aims = "has" if changed and changed.choice != "max-fpr" else "aims at"
     return (
-        f"{calibration.threshold:.4g}, from {len(calibration.holdout_scores)} held-out good images: aims at "
+        f"{calibration.threshold:.4g}, from {len(calibration.holdout_scores)} held-out good images: {aims} "
         f"{calibration.max_fpr:.1%} of good images over it, expect {calibration.fpr_low:.1%} to "
         f"{calibration.fpr_high:.1%}"
     )
+
+
+def threshold_table(evidence: Recalibration, calibration: Calibration) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of what thresholds flag and catch; the chosen one is marked."""
+    total, good = sum(evidence.defects.values()), len(calibration.holdout_scores)
+    kinds = list(evidence.defects) if len(evidence.defects) > 1 else []
+    columns = ["threshold", "false alarms", "90 % interval", *(["caught"] if total else []), *kinds, ""]
+    rows = []
+    for row in evidence.table:
+        caught = [f"{sum(row.caught.values())} of {total}"] if total else []
+        caught += [f"{row.caught.get(kind, 0)} of {evidence.defects[kind]}" for kind in kinds]
+        mark = "chosen" if row.threshold == calibration.threshold else ""
+        mark = mark or ("before" if row.threshold == evidence.before else "")
+        interval = f"{row.fpr_low:.1%} to {row.fpr_high:.1%}"
+        rows.append([f"{row.threshold:.5g}", f"{row.flagged} of {good}", interval, *caught, mark])
+    return columns, rows

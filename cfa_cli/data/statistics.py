@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from cfa_cli.records import HoldoutImages, ImageStatistics, TrainingImages
+from cfa_cli.evidence import HoldoutImages
+from cfa_cli.records import ImageStatistics, TrainingImages
 
 THUMBNAIL = 256  # px of the longer side; smaller images are taken as they are
 GREY_TOLERANCE = 0.01  # by how much the channels of a grey image may differ, of values in 0..1
@@ -61,6 +62,16 @@ def by_score(scores: Sequence[float], images: Sequence[ImageStatistics]) -> Hold
         contrast=tuple(image.contrast for image in ordered),
         sharpness=tuple(image.sharpness for image in ordered),
     )
+
+
+def join(scores: Sequence[float], first: HoldoutImages, second: HoldoutImages) -> HoldoutImages:
+    """Join two sets of held-out images; `scores` are those of the first, then those of the second."""
+    order = np.argsort(scores, kind="stable")
+
+    def joined(name: str) -> tuple[float, ...]:
+        return tuple(np.array([*getattr(first, name), *getattr(second, name)])[order].tolist())
+
+    return HoldoutImages(joined("brightness"), joined("contrast"), joined("sharpness"))
 
 
 def _robust(values: Sequence[float]) -> tuple[float, float]:

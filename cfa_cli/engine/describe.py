@@ -12,7 +12,7 @@ def model_document(bundle: Bundle) -> dict[str, Any]:
     """Describe a model for --json."""
     names = ("config", "geometry", "backbone", "calibration", "provenance")
     document: dict[str, Any] = {name: asdict(getattr(bundle, name)) for name in names}
-    for name in ("training", "holdout"):
+    for name in ("training", "holdout", "recalibration"):
         section = getattr(bundle, name)
         document[name] = None if section is None else asdict(section)
     document["grid"] = bundle.grid

@@ -21,7 +21,7 @@ from cfa_cli.engine.bank import build_bank, count_centroids, leave_one_out_basel
 from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.provenance import record_provenance
 from cfa_cli.engine.reading import sample_sizes
-from cfa_cli.engine.thresholds import calibrate, split_holdout
+from cfa_cli.engine.thresholds import set_thresholds, split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.errors import InputError, UsageError
@@ -219,4 +219,4 @@ def _calibrate(
         raise UsageError(
             f"The training diverged with --lr {config.lr:g}.", "Choose a smaller --lr; the paper's is 0.001."
         )
-    return baseline.numpy(), scores, calibrate(scores, maps, config.max_fpr)
+    return baseline.numpy(), scores, set_thresholds(scores, maps, config.max_fpr)

@@ -18,21 +18,30 @@ from cfa_cli.records import Provenance
 
 def record_provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> Provenance:
     """Record what a model was made with, from the images at `paths` (below `folder`, if they come from one)."""
-    digest = hashlib.sha256()
-    for path in paths:
-        name = path.relative_to(folder) if folder is not None else Path(path.name)
-        size = path.stat().st_size if path.exists() else 0  # it was read, and may have been moved since
-        digest.update(f"{name.as_posix()}\0{size}\n".encode("utf-8", "surrogateescape"))
-    # The day alone, so that the same fit gives the same bytes; SOURCE_DATE_EPOCH makes it hold on other days too.
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
     return Provenance(
         cfa=__version__,
         torch=torch.__version__,
         timm=timm.__version__,
         python=platform.python_version(),
-        date=f"{now:%Y-%m-%d}",
+        date=today(),
         images=len(paths),
-        images_sha256=digest.hexdigest(),
+        images_sha256=list_sha256(folder, paths),
         seed=seed,
     )
+
+
+def list_sha256(folder: Path | None, paths: Sequence[Path]) -> str:
+    """The SHA-256 of a list of images: of each its path (below `folder`, if they come from one) and its size."""
+    digest = hashlib.sha256()
+    for path in paths:
+        name = path.relative_to(folder) if folder is not None else Path(path.name)
+        size = path.stat().st_size if path.exists() else 0  # it was read, and may have been moved since
+        digest.update(f"{name.as_posix()}\0{size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def today() -> str:
+    """The day in UTC alone, so that the same work gives the same bytes; SOURCE_DATE_EPOCH sets another one."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
+    return f"{now:%Y-%m-%d}"

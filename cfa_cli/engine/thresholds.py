@@ -55,8 +55,10 @@ def check_max_fpr(max_fpr: float) -> None:
         raise UsageError(f"--max-fpr {max_fpr} is not between 0 and 1.", "Use for example --max-fpr 0.05.")
 
 
-def calibrate(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float) -> Calibration:
-    """Calibrate a model from the scores and maps (H, W) of held-out good images.
+def set_thresholds(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float) -> Calibration:
+    """Choose all thresholds and the colour scale from the scores and maps of held-out good images.
+
+    scores: n image scores. maps: n maps (H, W), or of each a fixed selection of pixels that has its highest one.
 
     The pixel threshold aims at the same: at most `max_fpr` of good images have any pixel over it. It is too high to
     show how far a defect reaches, as the highest of an image's pixels decides it; next to a pixel over it, the question
@@ -65,21 +67,56 @@ def calibrate(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: floa
     part looks good.
     """
     peaks = [float(m.max()) for m in maps]
-    image, pixel = choose_threshold(scores, max_fpr), choose_threshold(peaks, max_fpr)
     extent = float(np.quantile(np.concatenate([m.ravel() for m in maps]), 1 - max_fpr))
     low = float(np.median([np.median(m) for m in maps]))
-    return Calibration(
-        max_fpr=max_fpr,
-        threshold=image.value,
-        pixel_threshold=pixel.value,
-        display_low=min(low, pixel.value / 2),
-        display_high=2 * pixel.value - min(low, pixel.value / 2),
-        fpr_low=image.fpr_low,
-        fpr_high=image.fpr_high,
-        holdout_scores=tuple(sorted(scores)),
-        holdout_peaks=tuple(sorted(peaks)),
-        extent_threshold=min(max(extent, float(np.finfo(np.float32).tiny)), pixel.value),
+    return _calibration(scores, peaks, extent, low, max_fpr)
+
+
+def add_images(
+    calibration: Calibration, scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float
+) -> Calibration:
+    """Choose all thresholds from the kept hold-out and further good images: their scores and maps, as above.
+
+    The pixels of the kept hold-out are not at hand. What rests on pixels, the extent threshold and the colour scale's
+    low end, is the mean of the present value and that of the further images, each weighing as many as its images.
+    """
+    further = set_thresholds(scores, maps, max_fpr)
+    weights = len(calibration.holdout_scores), len(scores)
+    extents = [one.extent_threshold or one.pixel_threshold for one in (calibration, further)]
+    lows = [one.display_low for one in (calibration, further)]
+    return _calibration(
+        [*calibration.holdout_scores, *scores],
+        [*calibration.holdout_peaks, *further.holdout_peaks],
+        float(np.average(extents, weights=weights)),
+        float(np.average(lows, weights=weights)),
+        max_fpr,
     )
+
+
+def _calibration(
+    scores: Sequence[float], peaks: Sequence[float], extent: float, low: float, max_fpr: float
+) -> Calibration:
+    image, pixel = choose_threshold(scores, max_fpr), choose_threshold(peaks, max_fpr)
+    return center_scale(
+        Calibration(
+            max_fpr=max_fpr,
+            threshold=image.value,
+            pixel_threshold=pixel.value,
+            display_low=low,
+            display_high=low,
+            fpr_low=image.fpr_low,
+            fpr_high=image.fpr_high,
+            holdout_scores=tuple(sorted(scores)),
+            holdout_peaks=tuple(sorted(peaks)),
+            extent_threshold=min(max(extent, float(np.finfo(np.float32).tiny)), pixel.value),
+        )
+    )
+
+
+def center_scale(calibration: Calibration) -> Calibration:
+    """Return the calibration with the pixel threshold in the middle of its colour scale."""
+    low = min(calibration.display_low, calibration.pixel_threshold / 2)
+    return replace(calibration, display_low=low, display_high=2 * calibration.pixel_threshold - low)
 
 
 def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshold: float | None = None) -> Calibration:
@@ -94,7 +131,7 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
             raise UsageError(f"--threshold {threshold} is not a positive number.", "`cfa info` shows the model's own.")
         n = len(calibration.holdout_scores)
         over = sum(score > threshold for score in calibration.holdout_scores)
-        low, high = _clopper_pearson(over, n)
+        low, high = clopper_pearson(over, n)
         return replace(
             calibration,
             max_fpr=over / n,
@@ -125,7 +162,7 @@ def _fpr_interval(n: int, k: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _clopper_pearson(over: int, n: int) -> tuple[float, float]:
+def clopper_pearson(over: int, n: int) -> tuple[float, float]:
     """Return the exact interval, at level `INTERVAL`, of the rate of which `over` in `n` were seen.
 
     The threshold was not chosen from these n scores, so that their number over it is binomial.

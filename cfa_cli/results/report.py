@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +22,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from cfa_cli.atomic import atomic_path
-from cfa_cli.records import Bundle, FitResult, Prediction
+from cfa_cli.records import BUNDLE_SUFFIX, Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
 from cfa_cli.results.scores import Row, read_run
 from cfa_cli.results.text import regions_to_json
@@ -60,6 +61,7 @@ def write_report(
         "holdout": calibration.holdout_scores,
         "saved": settings["save"],
         "command": command_line(_without_replaced(command)),
+        "model": _model(command),
         "labelled": any(defect is not None for defect in truth),
     }
     page = _templates().get_template("report.html.j2")
@@ -169,13 +171,16 @@ def _model_card(bundle: Bundle) -> dict[str, str]:
     size = f"{width} × {height} px (width × height)"
     if geometry.crop:
         size += f", centre {geometry.crop[1]} × {geometry.crop[0]} px of it"
+    changed, held = bundle.recalibration, len(calibration.holdout_scores)
+    images = f"{provenance.images}, {'and' if changed else 'of which'} {held} for calibration"
     return {
         "Backbone": bundle.backbone.name,
         "Weights": bundle.backbone.weights,
-        "Good images": f"{provenance.images}, of which {len(calibration.holdout_scores)} for calibration",
+        "Good images": images,
         "Network input": size,
         "Threshold": f"{calibration.threshold:.6g}",
         "False alarms": f"{calibration.fpr_low:.1%} to {calibration.fpr_high:.1%} of good images (90 % interval)",
+        **({"Calibrated": changed.describe(calibration)} if changed else {}),
         "Trained": f"{provenance.date}, seed {provenance.seed}",
         "Trained with": f"cfa {provenance.cfa}, torch {provenance.torch}, timm {provenance.timm}",
         "Report written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -194,6 +199,20 @@ def _without_replaced(command: Sequence[str]) -> list[str]:
             for _ in range(_REPLACED[name]):
                 next(words, None)
     return kept
+
+
+def _model(command: Sequence[str]) -> list[str] | None:
+    """The bundle that a command named, and one to write beside it, as they are typed; None where it named none."""
+    if list(command[:2]) != ["cfa", "predict"]:
+        return None
+    path = Path("cfa-model.safetensors")
+    for word, following in pairwise([*command, ""]):
+        name, equals, value = word.partition("=")
+        if name in ("--model", "-m"):
+            path = Path(value if equals else following)
+    if path.suffix.lower() != BUNDLE_SUFFIX:
+        return None
+    return [command_line([str(each)]) for each in (path, path.with_stem(f"{path.stem}-calibrated"))]
 
 
 def _colour_tables() -> dict[str, str]:

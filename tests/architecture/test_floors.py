@@ -12,7 +12,7 @@ import cfa_cli
 from tests.conftest import write_part
 
 ROOT = Path(cfa_cli.__file__).parent
-FLOORS = {"errors": 0, "config": 0, "records": 0, "text": 0, "parsing": 0}
+FLOORS = {"errors": 0, "config": 0, "records": 0, "evidence": 0, "text": 0, "parsing": 0}
 FLOORS |= {"atomic": 1, "bundle": 1, "download": 1, "geometry": 1, "data": 1, "model": 1, "results": 1, "weights": 1}
 FLOORS |= {"engine": 2, "cli": 3, "__main__": 4}
 ROOMS = ("data", "model", "results", "weights")  # of floor 1: none of them imports another
@@ -86,6 +86,11 @@ MISTAKES = [  # (command line, exit code)
     ("benchmark mvtek", 2),
     ("benchmark mvtec --jobs 0", 2),
     ("info nothing", 4),
+    ("calibrate nothing photos --out new", 4),
+    ("calibrate model.onnx photos --out new", 4),
+    ("calibrate here.txt --out new", 2),
+    ("calibrate here.txt nothing --out new", 3),
+    ("calibrate here.txt photos", 2),
     ("export --model nothing.safetensors", 4),
     ("fti", 2),
 ]
@@ -116,6 +121,7 @@ def test_mistakes_are_told_without_heavy_libraries(tmp_path):
 def test_public_names():
     assert cfa_cli.__all__ == [
         "Bundle",
+        "CalibrateResult",
         "CfaError",
         "FitConfig",
         "FitResult",
@@ -124,6 +130,7 @@ def test_public_names():
         "Prediction",
         "Predictions",
         "ResultWriter",
+        "calibrate",
         "fit",
         "load_bundle",
         "open_model",

@@ -145,6 +145,8 @@ def test_the_slider_relabels_at_once(small, open_page):
     assert page.locator("#count-holdout").inner_text() == "0 of 5"
     assert dict(tiles(page))["good/2.png"] == "good"
     assert page.locator("#command").input_value() == "cfa predict test --threshold 1.85 --force"
+    lasting = "cfa calibrate cfa-model.safetensors --threshold 1.85 --out cfa-model-calibrated.safetensors"
+    assert page.locator("#calibrate").inner_text() == lasting
     page.locator("#slider").focus()
     page.keyboard.press("Home")
     assert page.locator("#count-anomalous").inner_text() == "6"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cfa_cli.engine.thresholds import calibrate, choose_threshold, normalize, recalibrate
+from cfa_cli.engine.thresholds import choose_threshold, normalize, recalibrate, set_thresholds
 from cfa_cli.errors import UsageError
 
 SCORES = [float(score) for score in range(1, 20)]  # 19 images: each gap holds 1/20 of future good images
@@ -65,7 +65,7 @@ def make_maps():
 
 
 def test_a_calibration_by_hand():
-    found = calibrate([0.3, 0.1, 0.2], make_maps(), max_fpr=0.5)
+    found = set_thresholds([0.3, 0.1, 0.2], make_maps(), max_fpr=0.5)
     assert found.holdout_scores == (0.1, 0.2, 0.3)
     assert found.holdout_peaks == (10, 20, 30)
     assert (found.threshold, found.pixel_threshold) == (0.2, 20)  # the 2nd of 3: each gap holds a quarter
@@ -76,7 +76,7 @@ def test_a_calibration_by_hand():
 
 
 def test_images_without_any_distance_still_give_a_scale():
-    found = calibrate([0.0, 0.0], [np.zeros((4, 4), np.float32)] * 2, 0.05)
+    found = set_thresholds([0.0, 0.0], [np.zeros((4, 4), np.float32)] * 2, 0.05)
     assert found.threshold > 0
     assert found.display_low < found.display_high
 
@@ -85,7 +85,7 @@ def test_another_rate_is_what_calibrating_with_it_gives():
     rng = np.random.default_rng(2)
     maps = [rng.random((4, 4)).astype(np.float32) for _ in range(30)]
     scores = [float(m.max()) for m in maps]
-    first, wanted = calibrate(scores, maps, 0.05), calibrate(scores, maps, 0.3)
+    first, wanted = set_thresholds(scores, maps, 0.05), set_thresholds(scores, maps, 0.3)
     again = recalibrate(first, max_fpr=0.3)
     for name in ("max_fpr", "threshold", "pixel_threshold", "fpr_low", "fpr_high", "holdout_scores", "holdout_peaks"):
         assert getattr(again, name) == getattr(wanted, name)
@@ -99,7 +99,7 @@ def test_the_rate_holds_for_images_and_for_pixels(max_fpr):
     """At most this share of good images has a region, and about this share of good pixels lies over the extent's."""
     rng = np.random.default_rng(3)
     maps = [rng.gamma(4, size=(32, 32)).astype(np.float32) for _ in range(100)]
-    found = calibrate([float(m.max()) for m in maps], maps, max_fpr)
+    found = set_thresholds([float(m.max()) for m in maps], maps, max_fpr)
     assert np.mean([(m > found.pixel_threshold).any() for m in maps]) <= max_fpr
     new = rng.gamma(4, size=(100, 32, 32))
     assert np.mean(new > found.extent_threshold) == pytest.approx(max_fpr, rel=0.05)
@@ -112,7 +112,7 @@ def test_the_rate_holds_for_images_and_for_pixels(max_fpr):
 
 
 def test_a_fixed_threshold():
-    first = calibrate(SCORES, [np.full((2, 2), score, np.float32) for score in SCORES], 0.05)
+    first = set_thresholds(SCORES, [np.full((2, 2), score, np.float32) for score in SCORES], 0.05)
     again = recalibrate(first, threshold=9.5)
     assert again.threshold == 9.5
     assert again.pixel_threshold == first.pixel_threshold / 2  # 19 was the threshold
@@ -137,7 +137,7 @@ def test_a_fixed_threshold():
 )
 def test_the_interval_of_a_fixed_threshold_by_hand(over, low, high):
     scores = [float(number) for number in range(1, 21)]
-    first = calibrate(scores, [np.full((2, 2), score, np.float32) for score in scores], 0.05)
+    first = set_thresholds(scores, [np.full((2, 2), score, np.float32) for score in scores], 0.05)
     again = recalibrate(first, threshold=20.5 - over)
     assert (again.max_fpr, again.fpr_low, again.fpr_high) == pytest.approx((over / 20, low, high), abs=1e-4)
 

@@ -116,6 +116,21 @@ def test_the_command_line_is_kept_but_for_what_the_page_sets(tmp_path, command, 
     assert data["command"] == expected
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["cfa", "predict", "in"], ["cfa-model.safetensors", "cfa-model-calibrated.safetensors"]),
+        (["cfa", "predict", "-m", "my m.safetensors", "in"], ["'my m.safetensors'", "'my m-calibrated.safetensors'"]),
+        (["cfa", "predict", "in", "--model=a/b.safetensors"], ["a/b.safetensors", "a/b-calibrated.safetensors"]),
+        (["cfa", "predict", "in", "-m", "m.onnx"], None),  # an exported model cannot be calibrated
+        ([], None),
+    ],
+)
+def test_the_model_that_the_lasting_command_calibrates(tmp_path, command, expected):
+    _, _, data = report(tmp_path, [], command)
+    assert data["model"] == expected
+
+
 def test_mvtecs_layout_is_recognised(tmp_path):
     test = tmp_path / "screw" / "test"
     paths = [test / "good" / "0.png", test / "bent" / "0.png", test / "good" / "1.png"]

@@ -30,6 +30,7 @@ function update() {
   byId("counts").textContent = `${rows.length} images: ${anomalous} anomalous, ${scored.length - anomalous} good` +
     (unreadable ? `, ${unreadable} not readable` : "");
   byId("command").value = `${data.command} --threshold ${state.threshold} --force`;
+  if (data.model) byId("calibrate").textContent = `cfa calibrate ${data.model[0]} --threshold ${state.threshold} --out ${data.model[1]}`;
   updateHistogram(anomalous);
   updateEvaluation();
   updateGallery(visibleRows());
@@ -92,5 +93,6 @@ addEventListener("keydown", (event) => {
   byId("text").focus();
 });
 
+byId("lasting").hidden = !data.model;
 layOut();
 setThreshold(data.threshold);

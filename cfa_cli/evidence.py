@@ -1,0 +1,61 @@
+"""FLOOR 0, what a model's thresholds rest on, beside its `Calibration`: frozen records without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from cfa_cli.text import printable
+
+if TYPE_CHECKING:
+    from cfa_cli.records import Calibration
+
+ThresholdChoice = Literal["max-fpr", "threshold", "catch-all"]
+
+
+@dataclass(frozen=True)
+class HoldoutImages:
+    """What each held-out good image was like, in the order of `Calibration.holdout_scores`; see `ImageStatistics`."""
+
+    brightness: tuple[float, ...]
+    contrast: tuple[float, ...]
+    sharpness: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ThresholdRow:
+    """What one threshold does to the images that a model was calibrated with."""
+
+    threshold: float
+    flagged: int  # good images over it
+    fpr_low: float  # 90 % Clopper-Pearson interval of the share of good images over it
+    fpr_high: float
+    caught: dict[str, int]  # kind of defect -> its images over it
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """How `calibrate` chose a model's thresholds, and what from."""
+
+    date: str  # YYYY-MM-DD, UTC
+    cfa: str  # version
+    choice: ThresholdChoice
+    before: float  # the threshold that it replaced
+    good: int  # good images that were given
+    good_sha256: str  # of the list of their relative paths and file sizes
+    replaced: bool  # they took the place of the hold-out; otherwise they were added to it
+    defects: dict[str, int]  # kind -> images
+    table: tuple[ThresholdRow, ...]  # by rising threshold; one row is the chosen one
+
+    def describe(self, calibration: Calibration) -> str:
+        """Say it in a sentence or two; `calibration` is the model's."""
+        found = f"{self.good} further good images {'in place of' if self.replaced else 'beside'} the hold-out"
+        text = f"{self.date} by --{self.choice}" + (f", with {found}" if self.good else "")
+        row = next((row for row in self.table if row.threshold == calibration.threshold), None)
+        if row is None:
+            return text
+        text += f": {row.flagged} of {len(calibration.holdout_scores)} good images are over the threshold"
+        if self.defects:
+            kinds = ", ".join(f"{printable(k, 40)} {row.caught.get(k, 0)} of {n}" for k, n in self.defects.items())
+            text += f", and of the defects {sum(row.caught.values())} of {sum(self.defects.values())} ({kinds})"
+        return text
