@@ -1,4 +1,4 @@
-"""`cfa benchmark mvtec|visa|btad|mpdd|DIR`."""
+"""`cfa benchmark mvtec|visa|btad|...|DIR`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 DataSet = Annotated[
-    str, typer.Argument(metavar="DATASET", help="mvtec, visa, btad, mpdd, or a folder in MVTec's layout.")
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        help="mvtec, mvtec-ad2, mvtec-loco, visa, btad, mpdd, kolektorsdd, kolektorsdd2, dagm, or a folder: in MVTec's "
+        "layout, or of good and bad images.",
+    ),
 ]
 DataRoot = Annotated[
     Path | None,
@@ -31,6 +36,35 @@ DataRoot = Annotated[
         show_default="the working folder",
         rich_help_panel=options.FILES,
     ),
+]
+OWN = "Own images"  # a panel of --help
+TrainFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--train",
+        metavar="FOLDER",
+        help="Good images to train on.",
+        show_default="by name, or 80 % of the good images",
+        rich_help_panel=OWN,
+    ),
+]
+GoodFolder = Annotated[
+    str | None,
+    typer.Option("--good", metavar="FOLDER", help="Good images.", show_default="by name", rich_help_panel=OWN),
+]
+BadFolders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bad",
+        metavar="FOLDER",
+        help="Images with defects; several are allowed, each is a kind.",
+        show_default="by name",
+        rich_help_panel=OWN,
+    ),
+]
+MaskFolder = Annotated[
+    str | None,
+    typer.Option("--masks", metavar="FOLDER", help="Masks of defects.", show_default="by name", rich_help_panel=OWN),
 ]
 Out = Annotated[
     Path,
@@ -80,6 +114,10 @@ ThresholdReport = Annotated[
 def benchmark(
     dataset: DataSet,
     data_root: DataRoot = None,
+    train: TrainFolder = None,
+    good: GoodFolder = None,
+    bad: BadFolders = None,
+    masks: MaskFolder = None,
     out: Out = Path("benchmark"),
     save_models: SaveModels = False,
     save_maps: SaveMaps = False,
@@ -103,11 +141,14 @@ def benchmark(
 
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
-        from cfa_cli.data.datasets import open_dataset
+        from cfa_cli.data.datasets import name_folders, open_dataset
         from cfa_cli.weights.loading import check_spec
 
         # Mistakes are said before torch is imported.
-        data = open_dataset(dataset, data_root, category or ())
+        named = name_folders(Path(dataset), train, good, bad or (), masks)
+        data = open_dataset(dataset, data_root, category or (), named)
+        for note in dict.fromkeys(note for each in data.categories for note in each.notes):
+            terminal.note(note)
         check_spec(config.weights)
         from cfa_cli.engine.benchmark import benchmark as run_benchmark
         from cfa_cli.results.benchmark import document

@@ -65,6 +65,20 @@ def read_image(path: Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
         return rgb
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return an image's height and width, px, upright, by its header where that tells them. Raises ImageError."""
+    data = read_file(path, file_limit(MAX_PIXELS))
+    try:
+        header = read_header(data)
+    except ValueError:
+        header = None  # reading it says what is wrong
+    if header is None or header.format == "JPEG":  # whose header does not tell which side is up
+        height, width = read_image(path).shape[:2]
+        return height, width
+    turned = header.orientation >= 5
+    return (header.width, header.height) if turned else (header.height, header.width)
+
+
 def file_limit(max_pixels: float) -> int:
     """Return how many bytes an image of so many megapixels may take."""
     # No format takes more than 8 bytes a pixel; twice that, and a little, is for further pages and previews.

@@ -10,12 +10,13 @@ import numpy as np
 
 from cfa_cli.data.files import read_file
 from cfa_cli.data.headers import read_header
-from cfa_cli.data.images import file_limit
+from cfa_cli.data.images import file_limit, image_size
 from cfa_cli.errors import ImageError, InputError
 from cfa_cli.records import MAX_PIXELS
 
 LABELS = 16  # a mask of more values than these, or of fainter ones than a 16th of the largest, has soft edges
 NEARLY_ALL = 0.9  # share of the pixels past which a mask is taken to be inverted
+_ASPECT_TOLERANCE = 0.02  # relative
 _AGAIN = "Copy the data set again."
 
 
@@ -32,12 +33,40 @@ def read_mask(path: Path) -> np.ndarray:
     return _read(path)[0]
 
 
-def check_masks(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Read masks, for what `read_mask` raises; return what is unusual about them, a sentence each."""
-    in_alpha = sum(_read(path)[1] for path in paths)
+def check_masks(pairs: Sequence[tuple[Path, Path]]) -> tuple[str, ...]:
+    """Read the masks of images, for what is wrong with them; return what is unusual about them, a sentence each.
+
+    pairs: (image, mask). Of an image only the header is read, where that tells its size.
+    Raises what `read_mask` and `require_fit` raise, and ImageError for an image that cannot be read.
+    """
+    in_alpha = 0
+    for image, path in pairs:
+        mask, alpha = _read(path)
+        in_alpha += alpha
+        require_fit(path, mask, image_size(image))
     if not in_alpha:
         return ()
-    return (f"{in_alpha} of {len(paths)} masks were read from their alpha channel: their colours show nothing.",)
+    return (f"{in_alpha} of {len(pairs)} masks were read from their alpha channel: their colours show nothing.",)
+
+
+def require_fit(path: Path, mask: np.ndarray, size: tuple[int, int]) -> None:
+    """Raise InputError for a mask of another shape than its image: it may be of another size alone.
+
+    path: the mask's, for the message.
+    mask: (h, w).
+    size: of the image, (height, width) in px.
+    """
+    height, width = mask.shape
+    if abs(height * size[1] / (width * size[0]) - 1) > _ASPECT_TOLERANCE:
+        raise InputError(
+            f"The mask {path} ({width} x {height} px) does not fit its image ({size[1]} x {size[0]} px).",
+            "Copy the data set again.",
+        )
+
+
+def marks_something(path: Path) -> bool:
+    """Tell whether a mask marks any pixel: data sets give good images an empty one. Raises ImageError."""
+    return bool(_read_values(path)[0].any())
 
 
 def _read(path: Path) -> tuple[np.ndarray, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 
 from cfa_cli.bundle import save_bundle
 from cfa_cli.config import FitConfig
-from cfa_cli.data.datasets import Category, TestImage
-from cfa_cli.data.masks import check_masks, read_mask
+from cfa_cli.data.category import Category, TestImage
+from cfa_cli.data.masks import check_masks, read_mask, require_fit
 from cfa_cli.engine.fit import fit
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
 from cfa_cli.engine.scorer import load_scorer, score_sources
@@ -23,8 +23,6 @@ from cfa_cli.geometry import resize_map, seen_window
 from cfa_cli.records import Bundle, Progress, ProgressCallback, Source
 from cfa_cli.results.benchmark import Evaluation, EvaluationKey
 from cfa_cli.results.writer import write_picture
-
-_ASPECT_TOLERANCE = 0.02  # a mask may be of another size than its image, but not of another shape
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,8 @@ def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evalua
     """
     category, config = job.category, job.config
     # What is wrong with a mask is said before the fit, which takes minutes.
-    notes = check_masks([image.mask for image in category.test if image.mask is not None and category.has_masks])
+    masks = [(image.path, image.mask) for image in category.test if image.mask is not None and category.has_masks]
+    notes = (*category.notes, *check_masks(masks))
     _reset_peak_memory()
     result = fit(list(category.train), config, progress=progress)
     bundle = result.bundle
@@ -65,6 +64,8 @@ def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evalua
     labels = [image.anomalous for image in category.test]
     image = image_metrics(scores, labels)
     threshold = threshold_metrics(scores, labels, bundle.calibration.threshold)
+    if all(labels):  # F1 without good images says what recall says
+        image, threshold = replace(image, f1_max=None), replace(threshold, f1=None)
     return Evaluation(
         backbone=config.backbone,
         seed=config.seed,
@@ -105,9 +106,7 @@ def data_digest(category: Category) -> str:
 
 def _map_path(maps: Path, category: Category, image: TestImage) -> Path:
     """Where MVTec's evaluator looks for a test image's map."""
-    folders = image.path.parent.parts
-    below = folders[len(folders) - folders[::-1].index(image.kind) :] if image.kind in folders else ()
-    return Path(maps, category.name, "test", image.kind, *below, f"{image.path.stem}.tiff")
+    return Path(maps, category.name, "test", image.kind, image.folder, f"{image.path.stem}.tiff")
 
 
 def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[float], CurveMetrics, float]:
@@ -130,12 +129,8 @@ def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[f
             write_picture(path, resize_map(prediction.score_map, bundle.geometry, size))
         if has_masks:
             mask = read_mask(image.mask) if image.mask is not None else np.zeros(size, np.uint8)
-            if abs(mask.shape[0] * size[1] / (mask.shape[1] * size[0]) - 1) > _ASPECT_TOLERANCE:
-                raise InputError(
-                    f"The mask {image.mask} ({mask.shape[1]} x {mask.shape[0]} px) does not fit its image "
-                    f"({size[1]} x {size[0]} px).",
-                    "Copy the data set again.",
-                )
+            if image.mask is not None:
+                require_fit(image.mask, mask, size)
             seen = seen_window(bundle.geometry, mask.shape)  # what a crop cuts away is not judged
             pixels.update(resize_map(prediction.score_map, bundle.geometry, mask.shape)[seen], mask[seen])
         progress(Progress("testing", number, len(test)))

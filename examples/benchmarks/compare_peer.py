@@ -36,7 +36,8 @@ import torchvision
 from cfa_cli.atomic import atomic_path
 from cfa_cli.bundle import load_bundle
 from cfa_cli.config import PRESETS
-from cfa_cli.data.datasets import Category, open_dataset
+from cfa_cli.data.category import Category
+from cfa_cli.data.datasets import open_dataset
 from cfa_cli.data.masks import read_mask
 from cfa_cli.engine.metrics import PixelMetrics
 from cfa_cli.engine.scorer import load_scorer, score_sources

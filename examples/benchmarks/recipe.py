@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from cfa_cli import FitConfig, fit
 from cfa_cli.atomic import atomic_path
 from cfa_cli.config import PRESETS
-from cfa_cli.data.datasets import Category, open_dataset
+from cfa_cli.data.category import Category
+from cfa_cli.data.datasets import open_dataset
 from cfa_cli.data.masks import read_mask
 from cfa_cli.engine.metrics import PixelMetrics, image_metrics
 from cfa_cli.engine.scorer import load_scorer, score_sources

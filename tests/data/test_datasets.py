@@ -76,8 +76,10 @@ def test_data_that_is_not_there(tmp_path, name):
     with pytest.raises(InputError) as caught:
         open_dataset(name, tmp_path)
     assert str(tmp_path) in caught.value.message
-    assert "https://" in caught.value.hint
-    assert "CC BY" in caught.value.hint
+    assert KNOWN[name].where in caught.value.hint
+    assert KNOWN[name].licence in caught.value.hint
+    assert "--data-root" in caught.value.hint
+    assert ("--download" in caught.value.hint) is (KNOWN[name].download is not None)
 
 
 def test_btad_mixes_formats(tmp_path):
@@ -138,19 +140,19 @@ def test_a_folder_without_masks(tmp_path):
     assert not open_dataset(str(folder)).categories[0].has_masks
 
 
-@pytest.mark.parametrize("lacking", ["train/good", "test/good", "test/KIND"])
+@pytest.mark.parametrize("lacking", ["train/good", "test"])
 def test_a_folder_that_lacks_a_part(tmp_path, lacking):
     folder = mvtec_tree(tmp_path, "bolt", 3, 1, 2, kinds=("KIND",))
-    for path in (folder / lacking).iterdir():
+    for path in (folder / lacking).rglob("*.png"):
         path.unlink()
-    with pytest.raises(InputError, match=f"bolt has 0 .*{lacking}, and needs [12]"):
+    with pytest.raises(InputError, match=f"bolt has (0|no) .*{lacking}"):
         open_dataset(str(tmp_path))
 
 
 def test_a_category_without_training_images_is_not_passed_over(tmp_path):
     mvtec_tree(tmp_path, "bolt", 3, 1, 2)
     mvtec_tree(tmp_path, "nut", 0, 1, 2)
-    with pytest.raises(InputError, match=r"nut has 0 training images in .*nut/train/good, and needs 2\.$"):
+    with pytest.raises(InputError, match=r"nut has 0 training images .*, and needs 2\.$"):
         open_dataset(str(tmp_path))
     assert counts(open_dataset(str(tmp_path), None, ["bolt"])) == {"bolt": (3, 1, 2)}
 
@@ -159,7 +161,7 @@ def test_names_that_are_nothing(tmp_path):
     with pytest.raises(UsageError) as caught:
         open_dataset("mvtek")
     assert caught.value.hint == "Did you mean mvtec?"
-    with pytest.raises(InputError, match="not in MVTec's layout"):
+    with pytest.raises(InputError, match="in no layout that is read"):
         open_dataset(str(tmp_path))
     with pytest.raises(UsageError) as caught:
         open_dataset("mvtec", tmp_path, ["toothbrusch"])
@@ -177,6 +179,6 @@ def test_kinds_in_subfolders_and_masks_of_other_names(tmp_path):
     found = [(image.path.parent.name, image.mask.parent.name) for image in category.test if image.anomalous]
     assert found == [("camera1", "camera1"), ("camera2", "camera2")]
     for camera in ("camera1", "camera2"):
-        (folder / f"ground_truth/spot/{camera}/1_mask.png").rename(folder / f"ground_truth/spot/{camera}/1_GT.png")
-    with pytest.raises(InputError, match=r"0 of 2 masks .*; looked for 1_mask or 1 with any .*, there is 1_GT\.png"):
+        (folder / f"ground_truth/spot/{camera}/1_mask.png").rename(folder / f"ground_truth/spot/{camera}/no1.png")
+    with pytest.raises(InputError, match=r"0 of 2 masks .*; looked for 1_mask, 1_GT, .* or 1, .*; there is no1\.png"):
         open_dataset(str(folder))

@@ -56,10 +56,12 @@ MASKS = {
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_lossless_masks_are_exact(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "mask"
+    path, image = tmp_path / "mask", tmp_path / "image.png"
     path.write_bytes(MASKS[kind])
+    image.write_bytes(MASKS["0 and 255"])
     np.testing.assert_array_equal(read_mask(path), TRUE)
-    assert ("1 of 1 masks were read from their alpha channel" in str(check_masks([path]))) is ("alpha" in kind)
+    notes = str(check_masks([(image, path)]))
+    assert ("1 of 1 masks were read from their alpha channel" in notes) is ("alpha" in kind)
 
 
 @pytest.mark.parametrize("quality", [40, 75, 95])
@@ -99,3 +101,27 @@ def test_what_is_no_mask(tmp_path: Path) -> None:
             read_mask(path)
     with pytest.raises(ImageError, match="There is no file"):
         read_mask(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
+def test_a_mask_of_another_shape_than_its_image_is_named(tmp_path: Path, kind: str) -> None:
+    """An image lies as its EXIF orientation says; a mask may be smaller, but not of another aspect."""
+    mask, image = tmp_path / "mask.png", tmp_path / "image"
+    mask.write_bytes(MASKS["0 and 255"])
+    exif = Image.Exif()
+    for size, turn, fits in [
+        ((160, 120), 1, True),
+        ((120, 160), 1, False),
+        ((120, 160), 6, True),
+        ((160, 120), 6, False),
+    ]:
+        exif[0x0112] = turn
+        if turn != 1 and kind in ("TIFF", "BMP"):
+            continue
+        options = {} if kind == "BMP" or turn == 1 else {"exif": exif}
+        image.write_bytes(encode(Image.new("RGB", size), kind, **options))
+        if fits:
+            assert check_masks([(image, mask)]) == ()
+        else:
+            with pytest.raises(InputError, match=r"mask\.png \(80 x 60 px\) does not fit its image \(120 x 160 px\)"):
+                check_masks([(image, mask)])

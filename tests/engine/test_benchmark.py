@@ -285,3 +285,28 @@ def test_what_would_fail_in_all_runs_is_said_before_the_first(finished, tmp_path
     with pytest.raises(UsageError, match="--jobs 0"):
         benchmark(dataset, CONFIG, out=tmp_path, jobs=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_good_or_only_bad_images_give_what_can_be_said(tmp_path):
+    root = make_tree(tmp_path / "tree", ["bolt", "nut"])
+    shutil.rmtree(root / "bolt/test/good")
+    shutil.rmtree(root / "nut/test/spot")
+    shutil.rmtree(root / "nut/ground_truth")
+    results = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path / "out")
+    bad, good = results.evaluations
+    assert (bad.image_auroc, bad.image_f1max, bad.fpr, bad.f1) == (None, None, None, None)
+    assert 0 <= bad.recall <= 1
+    assert bad.pixel_auroc is not None  # the pixels around the defects are good
+    assert (good.image_auroc, good.image_f1max, good.recall, good.f1, good.pixel_auroc, good.aupro) == (None,) * 6
+    assert 0 <= good.fpr <= 1
+    text = (tmp_path / "out/results.md").read_text()
+    assert "bolt: There are no good test images: image AUROC, F1 and false-positive rate are left blank." in text
+    assert "nut: There are no anomalous test images: image AUROC, F1 and recall are left blank." in text
+
+
+def test_a_mask_of_another_shape_is_told_before_the_fit(tmp_path, monkeypatch):
+    root = make_tree(tmp_path / "tree", ["bolt"])
+    cv2.imwrite(str(root / "bolt/ground_truth/spot/001_mask.png"), 255 * np.eye(56, 48, dtype=np.uint8))
+    monkeypatch.setattr("cfa_cli.engine.evaluate.fit", lambda *_, **__: pytest.fail("it fitted"))
+    results = benchmark(open_dataset(str(root)), CONFIG, out=tmp_path / "out")
+    assert "001_mask.png (48 x 56 px) does not fit its image (56 x 48 px)" in results.failures[0].error
