@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cfa_cli.evidence import Recalibration
 from cfa_cli.records import Bundle, Calibration, Geometry, TrainingImages
+from cfa_cli.visibility import visibility
 
 
 def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
@@ -11,11 +12,13 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
     config, provenance = bundle.config, bundle.provenance
     descriptor, bank = bundle.tensors["descriptor.weight"].shape, bundle.tensors["bank"].shape
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    seen = visibility(bundle)
     facts = [
         ("Backbone", f"{bundle.backbone.name} ({', '.join(bundle.backbone.layers)})"),
         ("Weights", f"{bundle.backbone.weights} (sha256 {bundle.backbone.sha256[:12]})"),
         ("Computed in", bundle.backbone.precision or "not recorded (fitted by cfa before 0.2)"),
         ("Geometry", _geometry(bundle.geometry, bundle.grid)),
+        *([("Smallest defect", seen.sentence)] if seen else []),
         ("Descriptor", f"{descriptor[1] - 2} + 2 -> {descriptor[0]} channels"),
         ("Bank", f"{bank[0]} centroids ({config.bank})"),
         ("Training images", _training(bundle.training)),

@@ -28,6 +28,7 @@ from cfa_cli.results.scores import Row, read_run
 from cfa_cli.results.text import regions_to_json
 from cfa_cli.results.writer import REPORT_IMAGE, SHOWN_BY_BROWSERS
 from cfa_cli.text import command_line
+from cfa_cli.visibility import visibility
 
 UNUSUAL_SHOWN = 12  # of fit's report: images with the highest scores
 SHEET_SHOWN = 40  # of fit's report: images of the contact sheet
@@ -173,11 +174,13 @@ def _model_card(bundle: Bundle) -> dict[str, str]:
         size += f", centre {geometry.crop[1]} × {geometry.crop[0]} px of it"
     changed, held = bundle.recalibration, len(calibration.holdout_scores)
     images = f"{provenance.images}, {'and' if changed else 'of which'} {held} for calibration"
+    seen = visibility(bundle)
     return {
         "Backbone": bundle.backbone.name,
         "Weights": bundle.backbone.weights,
         "Good images": images,
         "Network input": size,
+        **({"Smallest defect": seen.sentence} if seen else {}),
         "Threshold": f"{calibration.threshold:.6g}",
         "False alarms": f"{calibration.fpr_low:.1%} to {calibration.fpr_high:.1%} of good images (90 % interval)",
         **({"Calibrated": changed.describe(calibration)} if changed else {}),

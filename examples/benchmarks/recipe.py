@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -78,8 +79,8 @@ def measure(category: Category, config: FitConfig, every: int) -> Run:
     return {
         "image_auroc": image_metrics(scores, labels).auroc,
         "image_auroc_top": image_metrics(tops, labels).auroc,
-        "pixel_auroc": float(curves.auroc),
-        "aupro": float(curves.aupro),
+        "pixel_auroc": math.nan if curves.auroc is None else curves.auroc,  # of a data set without masks
+        "aupro": math.nan if curves.aupro is None else curves.aupro,
         "fit_s": result.seconds,
         "ms": fmean(times),
     }
