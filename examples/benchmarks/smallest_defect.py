@@ -4,7 +4,7 @@
 
 Parts are drawn (drawn.py), source x source px. Each defective image has four squares or four scratches, one of each
 size, at one contrast and far from each other; a scratch has the area of the square of its size. A defect is found if
-the score map's peak at it lies over the score that 5 % of good images reach. The last line is JSON.
+the score map's peak at it lies over the score that at most 5 % of good images lie over. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def main() -> None:
         "# The smallest defect that is found",
         "",
         f"Drawn metal plates, {options.source} x {options.source} px; {options.train} to train on, embedded weights,",
-        f"`--preset default`; {options.images} good images set the score that {FALSE_ALARMS:.0%} of them reach, and",
-        f"{options.images} defective ones for each shape and contrast give the recall: the share of defects over it.",
+        f"`--preset default`. Recall: the share of defects over the score that at most {FALSE_ALARMS:.0%} of",
+        f"{options.images} good images lie over; {options.images} defective images for each shape and contrast.",
         "Sizes of defects are px of the source; a scratch is four times as long as its size, and a quarter as wide.",
         "",
         *tables(found, options.source),
