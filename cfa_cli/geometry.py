@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfa_cli.bands import bands_of
 from cfa_cli.config import MAX_SIDE, MIN_SIDE
 from cfa_cli.records import Geometry
 
@@ -46,15 +47,26 @@ def to_input(image: np.ndarray, geometry: Geometry) -> Tensor:
     The resize is bilinear with antialiasing (the triangle filter widens with the scale), over the full frame.
     """
     full_scale = float(np.iinfo(image.dtype).max)
-    pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
-    if pixels.shape[-2:] != geometry.size:
-        pixels = F.interpolate(pixels, size=geometry.size, mode="bilinear", align_corners=False, antialias=True)
+    if image.shape[:2] == geometry.size:
+        pixels = _to_tensor(image)
+    else:  # the widths of a few rows at a time, then all heights: the filter is separable
+        width = geometry.size[1]
+        bands = [_resize(_to_tensor(image[rows]), (rows.stop - rows.start, width)) for rows in bands_of(image.shape)]
+        pixels = _resize(torch.cat(bands, dim=2), geometry.size)
     if geometry.crop is not None:
         top, left = crop_offsets(geometry)
         height, width = geometry.crop
         pixels = pixels[..., top : top + height, left : left + width]
     mean, std = torch.tensor(geometry.mean).view(3, 1, 1), torch.tensor(geometry.std).view(3, 1, 1)
     return (pixels[0] / full_scale - mean) / std
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def crop_offsets(geometry: Geometry) -> tuple[int, int]:

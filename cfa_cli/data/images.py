@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from cfa_cli.bands import swap_red_and_blue
 from cfa_cli.data import png
 from cfa_cli.data.files import read_file
 from cfa_cli.data.headers import Header, read_header
@@ -61,8 +62,8 @@ def read_image(path: Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
     _check(path, header, max_pixels)
     with _large_image if max(header.width * header.height, header.tile) > LARGE else nullcontext():
         image = _decode(path, data, header)
-        rgb: np.ndarray = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-        return rgb
+        swap_red_and_blue(image)
+        return image
 
 
 def image_size(path: Path) -> tuple[int, int]:

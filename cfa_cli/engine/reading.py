@@ -20,7 +20,7 @@ from cfa_cli.data.statistics import measure
 from cfa_cli.errors import ImageError, is_out_of_memory
 from cfa_cli.records import MAX_PIXELS, ImageStatistics, Source
 
-MAX_BYTES_AHEAD = 200_000_000  # of images that are decoded before they are asked for
+MAX_BYTES_AHEAD = 100_000_000  # of images that are decoded before they are asked for
 SIZE_SAMPLE = 32  # images whose size is looked at
 
 

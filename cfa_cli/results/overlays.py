@@ -12,6 +12,7 @@ import math
 import cv2
 import numpy as np
 
+from cfa_cli.bands import bands_of
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Calibration, Prediction
 from cfa_cli.results.regions import mark
@@ -34,8 +35,11 @@ _KEEP = np.rint(255 * (1 - _ON_LIGHT) - COLOURS * (_ON_DARK - _ON_LIGHT)).astype
 
 def scale_map(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Place scores on the model's colour scale: (h, w) uint8, 0 at `display_low`, 255 at `display_high`."""
-    scaled = (score_map - np.float32(calibration.display_low)) * np.float32(255 / _span(calibration))
-    return np.asarray(np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8))
+    result = np.empty(score_map.shape, np.uint8)
+    for rows in bands_of(score_map.shape):
+        scaled = (score_map[rows] - np.float32(calibration.display_low)) * np.float32(255 / _span(calibration))
+        result[rows] = np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled)
+    return result
 
 
 def _span(calibration: Calibration) -> float:
@@ -57,16 +61,18 @@ def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration, ma
 
     Returns (h, w, 3) uint8 RGB.
     """
-    scaled = scale_map(score_map, calibration)
-    picture = cv2.multiply(to_8_bit(image), cv2.applyColorMap(scaled, _KEEP), scale=1 / 255)
-    picture = cv2.add(picture, cv2.applyColorMap(scaled, _TINT))
+    picture = np.empty(image.shape, np.uint8)
+    for rows in bands_of(image.shape):
+        scaled = scale_map(score_map[rows], calibration)
+        kept = cv2.multiply(to_8_bit(image[rows]), cv2.applyColorMap(scaled, _KEEP), scale=1 / 255)
+        cv2.add(kept, cv2.applyColorMap(scaled, _TINT), dst=picture[rows])
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if contours:
         line = _line_width(mask)
         if line > 1:  # a dark rim keeps the line visible on light parts; on a small image it would hide too much
             cv2.drawContours(picture, contours, -1, (0, 0, 0), 2 * line, cv2.LINE_AA)
         cv2.drawContours(picture, contours, -1, CONTOUR, line, cv2.LINE_AA)
-    return np.asarray(picture)
+    return picture
 
 
 def _line_width(mask: np.ndarray) -> int:
@@ -101,7 +107,9 @@ def draw_thumbnail(image: np.ndarray, score_map: np.ndarray | None, bundle: Bund
     height, width = image.shape[:2]
     factor = min(1.0, side / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
-    small = np.asarray(cv2.resize(to_8_bit(image), size[::-1], interpolation=cv2.INTER_AREA))
+    if factor < 1:
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    small = np.array(to_8_bit(image))  # a copy: the image is the caller's
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)

@@ -22,7 +22,9 @@ def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     count, labels = cv2.connectedComponents((score_map > extent).astype(np.uint8), connectivity=8)
     marked = np.zeros(count, np.uint8)
     marked[labels[core > 0]] = 255
-    return np.asarray(marked[labels])
+    for line, line_labels in zip(core, labels, strict=True):
+        line[:] = marked[line_labels]
+    return core
 
 
 def find_regions(score_map: np.ndarray, calibration: Calibration, min_area: int = 1) -> tuple[Region, ...]:

@@ -26,19 +26,14 @@ import cv2
 import numpy as np
 
 from cfa_cli.atomic import atomic_path
+from cfa_cli.bands import swap_red_and_blue
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction, Region, Source
 from cfa_cli.results.digest import model_digests
 from cfa_cli.results.folder import locked
 from cfa_cli.results.names import FileNames
-from cfa_cli.results.overlays import (
-    draw_heatmap,
-    draw_overlay,
-    draw_thumbnail,
-    scale_map,
-    to_8_bit,
-)
+from cfa_cli.results.overlays import draw_heatmap, draw_overlay, draw_thumbnail, scale_map
 from cfa_cli.results.regions import find_regions, mark
 from cfa_cli.results.scores import Row, ScoreTable, absolute, holds_run, read_run
 
@@ -152,13 +147,15 @@ class ResultWriter:
         if prediction.score is not None and not math.isfinite(prediction.score):
             error = f"The score of {prediction.source.path} is {prediction.score}, not a finite number."
             prediction = replace(prediction, score=None, normalized=None, label=None, error=error, score_map=None)
-        while self._pending and self._is_enough(prediction):
+        size = _bytes(prediction)
+        while self._pending and self._is_full(size):
             written.append(self._append_next())
         path, state = absolute(prediction.source.path), prediction.source.state
         name = self._done[path][0] if path in self._done else self._names.claim(prediction.source.name)
         self._done[path] = name, state
         self._pending.append((prediction, name, self._pool.submit(self._write_files, prediction, name)))
-        while self._pending and self._pending[0][2].done():
+        # An image that is too large by itself is waited for: the next is not read while it is drawn.
+        while self._pending and (self._pending[0][2].done() or size > MAX_BYTES_PENDING):
             written.append(self._append_next())
         return written
 
@@ -182,10 +179,10 @@ class ResultWriter:
 
             write_report(self._out, self._bundle, command=self._command, notes=self._notes)
 
-    def _is_enough(self, following: Prediction) -> bool:
-        """Whether the images under way are to be finished before one more is taken."""
-        images = [p.image.nbytes for p in (*(p for p, _, _ in self._pending), following) if p.image is not None]
-        return len(self._pending) >= 2 * self._workers or sum(images) > MAX_BYTES_PENDING
+    def _is_full(self, following: int) -> bool:
+        """Whether an image under way is to be finished before one of so many bytes is taken."""
+        under_way = sum(_bytes(prediction) for prediction, _, _ in self._pending)
+        return len(self._pending) >= 2 * self._workers or under_way + following > MAX_BYTES_PENDING
 
     def _append_next(self) -> Prediction:
         prediction, name, future = self._pending[0]
@@ -234,18 +231,24 @@ class ResultWriter:
         write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))
         write_picture(report / f"{name}{REPORT_MASK}", mark(small_map, calibration))
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
-            shown = to_8_bit(image) if max(size) <= JPEG_SIDE else draw_thumbnail(image, None, self._bundle, JPEG_SIDE)
+            shown = draw_thumbnail(image, None, self._bundle, JPEG_SIDE)
             write_picture(report / f"{name}{REPORT_IMAGE}", shown)
         return find_regions(score_map, calibration)
+
+
+def _bytes(prediction: Prediction) -> int:
+    return 0 if prediction.image is None else prediction.image.nbytes
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
     """Write pixels, whole or not at all, as the suffix says: .png and .jpg RGB or grey uint8, .tiff grey float32.
 
+    RGB is turned into BGR in place, as another copy of a large image would need much memory.
     Raises InputError where they cannot be written.
     """
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    done, encoded = cv2.imencode(path.suffix, bgr, _OPTIONS[path.suffix])  # imwrite does not take every file name
+    if pixels.ndim == 3:
+        swap_red_and_blue(pixels)
+    done, encoded = cv2.imencode(path.suffix, pixels, _OPTIONS[path.suffix])  # imwrite does not take every file name
     if not done:
         raise InputError(f"Cannot write {path}: {pixels.shape[1]} x {pixels.shape[0]} px are too many for its format.")
     with atomic_path(path) as temporary:
