@@ -115,6 +115,23 @@ def fetch(
         raise DownloadError(f"The download of {remote.name} does not have the expected checksum, and was deleted.")
 
 
+@contextlib.contextmanager
+def one_at_a_time(lock: Path, name: str, notify: Notify) -> Iterator[None]:
+    """Hold `lock`, a file, so that processes which want the same file wait for the first. Raises OSError."""
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        notify(f"Another process is downloading {name}: waiting for it.")
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -133,10 +150,13 @@ def _receive(stream: HTTPResponse, partial: Path, size: int, progress: ProgressC
     that cannot take it raises OSError.
     """
     try:
+        shown = -1
         with partial.open("ab" if stream.status == 206 else "wb") as file:
             for chunk in _chunks(stream):
                 file.write(chunk)
-                progress(Progress("downloading", min(file.tell(), size) // 1_000_000, size // 1_000_000, unit="MB"))
+                if (done := file.tell() // 1_000_000) != shown:
+                    shown = done
+                    progress(Progress("downloading", done, size // 1_000_000, unit="MB"))
                 if file.tell() > size:
                     break
         return partial.stat().st_size

@@ -37,6 +37,14 @@ DataRoot = Annotated[
         rich_help_panel=options.FILES,
     ),
 ]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch the data set first, if it is not there.", rich_help_panel=options.FILES),
+]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", help="Accept the licence of what --download fetches.", rich_help_panel=options.FILES),
+]
 OWN = "Own images"  # a panel of --help
 TrainFolder = Annotated[
     str | None,
@@ -114,6 +122,8 @@ ThresholdReport = Annotated[
 def benchmark(
     dataset: DataSet,
     data_root: DataRoot = None,
+    download: Download = False,
+    yes: Yes = False,
     train: TrainFolder = None,
     good: GoodFolder = None,
     bad: BadFolders = None,
@@ -137,10 +147,13 @@ def benchmark(
     Image AUROC, image F1-max, pixel AUROC, AUPRO and pixel F1-max are exact; published figures stand beside them where
     data, backbone and weights are the same. The same command goes on where an interrupted one stopped.
     """
-    from cfa_cli.cli import render
+    from cfa_cli.cli import obtain, render
 
+    fetch = download and obtain.accept_licence(dataset, data_root, yes)
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
+        if fetch:
+            obtain.obtain(dataset, data_root, terminal)
         from cfa_cli.data.datasets import name_folders, open_dataset
         from cfa_cli.weights.loading import check_spec
 

@@ -89,8 +89,9 @@ def find_dataset(name: str, root: Path | None) -> Path | None:
 
 
 def _places(name: str, root: Path | None) -> list[Path]:
-    folders = [(root or Path()) / folder for folder in (*KNOWN[name].archive, name)]
-    return [root or Path(), *folders, *(folder / folder.name for folder in folders)]
+    names = (*KNOWN[name].archive, name)
+    folders = [(root or Path()) / folder for folder in names]
+    return [root or Path(), *folders, *(folder / inner for folder in folders for inner in names)]
 
 
 def _not_there(name: str, root: Path | None) -> InputError:

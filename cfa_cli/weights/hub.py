@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 from urllib.request import HTTPRedirectHandler, Request
 
-from cfa_cli.download import DownloadError, Notify, Remote, fetch, sha256_of
+from cfa_cli.download import DownloadError, Notify, Remote, fetch, one_at_a_time, sha256_of
 from cfa_cli.errors import WeightsError
 
 FILENAME = "model.safetensors"
@@ -47,7 +47,6 @@ def download(name: str, repo: str, folder: Path, notify: Notify) -> Path:
     first one and share its copy. Raises WeightsError if the hub does not deliver, OSError if `folder` cannot be
     written.
     """
-    from filelock import FileLock, Timeout
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -56,16 +55,8 @@ def download(name: str, repo: str, folder: Path, notify: Notify) -> Path:
             "Unset HF_HUB_OFFLINE, or give a file with --weights FILE.",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        notify(f"Another process is downloading {name}: waiting for it.")
-        lock.acquire()
-    try:
+    with one_at_a_time(folder / f".{name}.lock", name, notify):
         return _own_copy(name, folder) or _download(name, repo, folder, notify)
-    finally:
-        lock.release()
 
 
 def _own_copy(name: str, folder: Path) -> Path | None:
