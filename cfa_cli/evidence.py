@@ -59,3 +59,13 @@ class Recalibration:
             kinds = ", ".join(f"{printable(k, 40)} {row.caught.get(k, 0)} of {n}" for k, n in self.defects.items())
             text += f", and of the defects {sum(row.caught.values())} of {sum(self.defects.values())} ({kinds})"
         return text
+
+
+@dataclass(frozen=True)
+class Drift:
+    """An alarm: the images of a run are not like those that the model's threshold rests on."""
+
+    images: int  # of the run, when it was raised
+    good: int  # images judged good that it rests on
+    causes: tuple[str, ...]  # "brighter by 12%", "scores up by 0.6 spreads"
+    message: str  # the causes, and what to do

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cfa_cli.config import FitConfig
-from cfa_cli.evidence import HoldoutImages, Recalibration
+from cfa_cli.evidence import Drift, HoldoutImages, Recalibration
 from cfa_cli.text import printable
 
 if TYPE_CHECKING:
@@ -317,6 +317,7 @@ class PredictSummary:
     results: tuple[ImageResult, ...] = ()  # every image, in a complete summary
     unfinished: tuple[str, ...] = ()  # watched files that were still arriving, or waiting, at the end
     left_out: LeftOut = field(default_factory=LeftOut)  # found beside the images, and not read
+    drift: Drift | None = None  # whether the images are no more like those that the threshold rests on
 
     def document(self) -> dict[str, object]:
         """Return it for --json."""

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import TracebackType
 
 from cfa_cli.data.watch import WatchedFolder
+from cfa_cli.engine.drift import DriftMonitor
 from cfa_cli.engine.model import Model
 from cfa_cli.engine.scorer import score_batches
+from cfa_cli.evidence import Drift
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import (
     MAX_PIXELS,
@@ -82,6 +84,7 @@ class Predictions(Iterator[Prediction]):
         self._sources: list[Iterable[Source | None]] = []
         self._total: int | None = 0
         self._folder: WatchedFolder | None = None
+        self._drift: Drift | None = None
         self._stream = self._run()
 
     def add(self, sources: Sequence[Source]) -> None:
@@ -147,6 +150,7 @@ class Predictions(Iterator[Prediction]):
             errors=tuple(counts.errors),
             worst=counts.worst,
             left_out=self._left_out,
+            drift=self._drift,
             unfinished=() if self._folder is None else tuple(str(path) for path in self._folder.unfinished),
         )
 
@@ -160,7 +164,7 @@ class Predictions(Iterator[Prediction]):
         return replace(self.summary, results=results, errors=errors)
 
     def _run(self) -> Generator[Prediction, None, None]:
-        threshold = self.bundle.calibration.threshold
+        threshold, drift = self.bundle.calibration.threshold, DriftMonitor(self.bundle, rolling=self._total is None)
         with self._exit:
             sources = chain.from_iterable(self._sources)
             for batch in score_batches(
@@ -172,13 +176,20 @@ class Predictions(Iterator[Prediction]):
                 self._warnings |= dict.fromkeys(one.misfit for one in final if one.misfit)
                 for prediction in self._write(final):
                     self._counts.add(prediction.result)
+                    self._alarm(drift.add(prediction))
                     if self._progress is not None and self._total:
                         done = self._counts.images - self._done_before
                         self._progress(Progress("scoring", done, self._total))
                     yield prediction
                     del prediction
                 del batch, final  # images that were handed out are the caller's
+            self._alarm(drift.finish())
             self._warnings |= dict.fromkeys(self._left_out.sentences())  # the report shows them
+
+    def _alarm(self, drift: Drift | None) -> None:
+        if drift is not None:
+            self._drift = drift
+            self._warnings[drift.message] = None
 
     def _write(self, batch: list[Prediction]) -> Iterator[Prediction]:
         """Yield what is in the table by now, without arrays; where nothing is written, the batch with its maps."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from cfa_cli import load_bundle
-from tests.conftest import assert_refused, write_part
+from tests.conftest import assert_refused, draw_part, write_part
 
 
 @pytest.fixture
@@ -54,3 +56,23 @@ def test_json_and_errors(cfa, model, labelled):
     assert_refused(cfa(*again), 3, "exists already", "--force")
     assert cfa(*again, "--force").code == 0
     assert_refused(cfa("calibrate", "m.onnx", "--threshold", 2, "-o", "x"), 4, "exported model", "cfa export")
+
+
+def test_another_light_is_an_alarm_until_the_model_is_calibrated_for_it(cfa, model, tmp_path):
+    for number in range(40):
+        part = draw_part(400 + number)
+        for name, factor in (("before", 1.0), ("after", 1.2)):
+            path = tmp_path / name / ("seen" if number < 16 else "new") / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), (part * factor).clip(0, 255).astype(np.uint8))
+    assert cfa("calibrate", model, "before/seen", "--out", "m.safetensors").code == 0  # 5 held-out images tell little
+    assert "Drift" not in cfa("predict", "before/new", "--model", "m.safetensors", "--out", "1").err
+    done = cfa("predict", "after/new", "--model", "m.safetensors", "--out", "2", "--json")
+    assert done.err.count("brighter by 2") == 1
+    drift = json.loads(done.out)["drift"]
+    assert drift["images"] == 24
+    assert "cfa calibrate MODEL GOOD... --replace --out NEW" in drift["message"]
+    assert "brighter by 2" in Path("2/report.html").read_text(encoding="utf-8")
+    assert cfa("calibrate", "m.safetensors", "after/seen", "--replace", "--out", "n.safetensors").code == 0
+    done = cfa("predict", "after/new", "--model", "n.safetensors", "--out", "3", "--json")
+    assert json.loads(done.out)["drift"] is None
