@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cfa_cli.config import FitConfig
 from cfa_cli.evidence import Drift, HoldoutImages, Recalibration
+from cfa_cli.notes import LeftOut, Misfit
 from cfa_cli.text import printable
 
 if TYPE_CHECKING:
@@ -118,6 +118,12 @@ class TrainingImages:
     brightness_spread: float
     sharpness: float  # median of the standard deviation of the thumbnail's Laplacian
     sharpness_spread: float
+    pixels_low: int | None = None  # the smallest height x width; None, here and below: not recorded
+    pixels_high: int | None = None
+    brightness_low: float | None = None
+    brightness_high: float | None = None
+    sharpness_low: float | None = None
+    sharpness_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -167,31 +173,6 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
-@dataclass
-class LeftOut:
-    """What was found beside images and is not read: filled in while inputs are searched."""
-
-    formats: Counter[str] = field(default_factory=Counter)  # files by their suffix: {".heic": 10}
-    results: list[str] = field(default_factory=list)  # folders and files that cfa wrote itself
-
-    def sentences(self) -> Iterator[str]:
-        """Say what was left out, in at most two sentences."""
-        if self.formats:
-            kinds = ", ".join(f"{count} x {suffix}" for suffix, count in self._by_count())
-            total = self.formats.total()
-            yield f"{total} {'file' if total == 1 else 'files'} left out, of formats that cfa does not read: {kinds}."
-        if self.results:
-            more = f" and {len(self.results) - 3} more" if len(self.results) > 3 else ""
-            yield f"Left out, because cfa wrote it: {', '.join(self.results[:3])}{more}."
-
-    def document(self) -> dict[str, object]:
-        """Return it for --json."""
-        return {"formats": dict(self._by_count()), "results": self.results}
-
-    def _by_count(self) -> list[tuple[str, int]]:
-        return sorted(self.formats.items(), key=lambda item: (-item[1], item[0]))
-
-
 @dataclass(frozen=True)
 class FitResult:
     """What `fit` made."""
@@ -239,6 +220,8 @@ class ImageResult:
     label: Label | None
     milliseconds: float | None
     error: str | None
+    misfit: str | None = None  # in what the image is not like the training images
+    model: str | None = None  # which of several models scored it
 
 
 @dataclass(frozen=True)
@@ -266,12 +249,18 @@ class Prediction:
     label: Label | None
     milliseconds: float | None  # this image's share of its batch's time from decoding to map
     error: str | None = None
-    misfit: str | None = None  # how the image does not fit the model, in a sentence that names no file
+    misfits: tuple[Misfit, ...] = ()  # in what the image is not like the training images
+    model: str | None = None  # which of several models scored it
     statistics: ImageStatistics | None = None
     score_map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
     map: np.ndarray | None = field(default=None, repr=False)  # (h, w) float32 at the source's size, from `predict`
     image: np.ndarray | None = field(default=None, repr=False)  # (h, w, 3) RGB, uint8 or uint16, source size
     regions: tuple[Region, ...] = ()  # by falling peak; found where maps are brought to the source's size
+
+    @property
+    def misfit(self) -> str | None:
+        """In what the image is not like the training images, as text."""
+        return "; ".join(map(str, self.misfits)) or None
 
     @property
     def result(self) -> ImageResult:
@@ -284,6 +273,8 @@ class Prediction:
             label=self.label,
             milliseconds=self.milliseconds,
             error=self.error,
+            misfit=self.misfit,
+            model=self.model,
         )
 
 
@@ -318,6 +309,7 @@ class PredictSummary:
     unfinished: tuple[str, ...] = ()  # watched files that were still arriving, or waiting, at the end
     left_out: LeftOut = field(default_factory=LeftOut)  # found beside the images, and not read
     drift: Drift | None = None  # whether the images are no more like those that the threshold rests on
+    misfits: dict[str, int] = field(default_factory=dict)  # images by in what they are not like the training images
 
     def document(self) -> dict[str, object]:
         """Return it for --json."""

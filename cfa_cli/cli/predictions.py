@@ -29,7 +29,8 @@ def print_line(result: ImageResult, as_json: bool) -> None:
         error = shorten(printable(result.error or ""))
         print(f"{'not read':<10}{'':>10}  {path}: {error}", flush=True)
     else:
-        print(f"{result.label:<10}{result.score:>10.4g}  {path}", flush=True)
+        misfit = f"  ({printable(result.misfit)})" if result.misfit else ""
+        print(f"{result.label:<10}{result.score:>10.4g}  {path}{misfit}", flush=True)
 
 
 def print_summary(summary: PredictSummary) -> None:

@@ -21,6 +21,7 @@ from cfa_cli.data.files import read_file
 from cfa_cli.data.headers import read_header
 from cfa_cli.data.images import file_limit, read_image
 from cfa_cli.errors import ImageError
+from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, TrainingImages
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits
@@ -64,42 +65,41 @@ def widen(image: np.ndarray, bit_depth: int) -> np.ndarray:
     return np.asarray((cut << (16 - bit_depth)) | (cut >> (2 * bit_depth - 16)))
 
 
-def to_full_scale(image: np.ndarray, training: TrainingImages | None) -> tuple[np.ndarray, str | None]:
+def to_full_scale(image: np.ndarray, training: TrainingImages | None) -> tuple[np.ndarray, Misfit | None]:
     """Bring an image to the full scale of its type, by the depth of the images that a model was trained on.
 
     image: (h, w, 3) RGB, uint8 or uint16 as a file holds it.
     training: of the model; None if it is of an earlier version, which read all files as 16 bit.
-    Returns the image, and where its values do not fit the model's a sentence that says so and names no file.
+    Returns the image, and in what its values do not fit the model's.
     """
     if image.dtype != np.uint16:
         return image, None
     if training is None:
         held = _depth(_count(image))
-        return image, None if held == 16 else (
-            f"16-bit files hold {held}-bit values; this model, of an earlier version, reads them as 16 bit: they may "
-            "be too dark. Fit it again to have their depth recognised."
+        return image, None if held == 16 else Misfit(
+            f"16-bit files of {held}-bit values, which this model, of an earlier version, reads as 16 bit: they may be "
+            "too dark, and to fit it again has their depth recognised"
         )
     if training.bit_depth == 8:
         depth = _nearest(image, training.brightness)
-        return widen(image, depth), (
-            f"The model was trained on 8-bit images: 16-bit files are read as {depth} bit, by their brightness. To be "
-            "sure, train on files of the same kind."
+        return widen(image, depth), Misfit(
+            f"16-bit files, where the training images have 8 bit: they are read as {depth} bit, by their brightness"
         )
     return widen(image, training.bit_depth), _misfit(image, training)
 
 
-def _misfit(image: np.ndarray, training: TrainingImages) -> str | None:
+def _misfit(image: np.ndarray, training: TrainingImages) -> Misfit | None:
     depth, values = training.bit_depth, _count(image)
     if depth < 16 and values.over[DEPTHS.index(depth)] > OUTLIERS * values.count:
-        return (
-            f"16-bit files hold values over {2**depth - 1}, white for this model, trained on {depth}-bit values: "
-            "they are cut to it. Train on images of the same camera setting."
+        return Misfit(
+            f"16-bit files with values over {2**depth - 1}, white for this model, trained on {depth}-bit values: they "
+            "are cut to it"
         )
     near = _nearest(image, training.brightness)
     if near < depth:
-        return (
-            f"16-bit files look like {near}-bit values; the model was trained on {depth}-bit ones and reads them so: "
-            "they may be too dark. Train on images of the same camera setting."
+        return Misfit(
+            f"16-bit files that look like {near}-bit values; the model was trained on {depth}-bit ones and reads them "
+            "so: they may be too dark"
         )
     return None
 

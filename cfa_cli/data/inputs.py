@@ -17,7 +17,8 @@ from pathlib import Path, PurePath
 
 from cfa_cli.data.own_output import holds_results, is_result
 from cfa_cli.errors import InputError
-from cfa_cli.records import FORMATS, IMAGE_SUFFIXES, MODEL_SUFFIXES, RESULT_FOLDERS, LeftOut, Source
+from cfa_cli.notes import LeftOut
+from cfa_cli.records import FORMATS, IMAGE_SUFFIXES, MODEL_SUFFIXES, RESULT_FOLDERS, Source
 from cfa_cli.text import command_line
 
 # What Windows leaves in any folder, and the tables and pages that cfa writes.

@@ -51,6 +51,12 @@ def summarise(images: Sequence[ImageStatistics], bit_depth: int) -> TrainingImag
         brightness_spread=brightness_spread,
         sharpness=sharpness,
         sharpness_spread=sharpness_spread,
+        pixels_low=min(image.height * image.width for image in images),
+        pixels_high=max(image.height * image.width for image in images),
+        brightness_low=min(image.brightness for image in images),
+        brightness_high=max(image.brightness for image in images),
+        sharpness_low=min(image.sharpness for image in images),
+        sharpness_high=max(image.sharpness for image in images),
     )
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from cfa_cli.data.inputs import find_images
 from cfa_cli.data.own_output import is_result
 from cfa_cli.errors import InputError
-from cfa_cli.records import LeftOut, Source
+from cfa_cli.notes import LeftOut
+from cfa_cli.records import Source
 
 _LINES_AHEAD = 1000
 

@@ -17,7 +17,8 @@ from watchfiles import Change, watch
 from cfa_cli.data.inputs import count_other_format
 from cfa_cli.data.own_output import is_result
 from cfa_cli.errors import InputError
-from cfa_cli.records import IMAGE_SUFFIXES, LeftOut, Prediction, Source
+from cfa_cli.notes import LeftOut
+from cfa_cli.records import IMAGE_SUFFIXES, Prediction, Source
 
 SETTLED = 5.0  # s without a change after which a file counts as written, whatever it looks like
 RESCAN = 5.0  # s; folders on a network tell nothing of what other machines do

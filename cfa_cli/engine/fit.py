@@ -30,17 +30,8 @@ from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.scoremap import ScoreMap
-from cfa_cli.records import (
-    MAX_PIXELS,
-    Bundle,
-    Calibration,
-    FitResult,
-    Geometry,
-    LeftOut,
-    Progress,
-    ProgressCallback,
-    Source,
-)
+from cfa_cli.notes import LeftOut
+from cfa_cli.records import MAX_PIXELS, Bundle, Calibration, FitResult, Geometry, Progress, ProgressCallback, Source
 
 
 def fit(

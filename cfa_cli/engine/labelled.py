@@ -12,7 +12,8 @@ import numpy as np
 
 from cfa_cli.data.inputs import find_good_images, find_images, find_sources
 from cfa_cli.errors import InputError
-from cfa_cli.records import ImageStatistics, LeftOut, Prediction, Progress, ProgressCallback, Source
+from cfa_cli.notes import LeftOut
+from cfa_cli.records import ImageStatistics, Prediction, Progress, ProgressCallback, Source
 
 if TYPE_CHECKING:  # what loads torch is imported once the images are found
     from cfa_cli.engine.model import Model

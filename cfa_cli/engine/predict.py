@@ -12,7 +12,8 @@ import numpy as np
 from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision, check_max_pixels
 from cfa_cli.errors import InputError, UsageError
-from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, LeftOut, ProgressCallback, SaveKind, Source
+from cfa_cli.notes import LeftOut
+from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, ProgressCallback, SaveKind, Source
 
 # What loads torch is imported where it is used: arguments are checked first, and what is wrong with them is said at
 # once.

@@ -17,12 +17,12 @@ from cfa_cli.engine.model import Model
 from cfa_cli.engine.scorer import score_batches
 from cfa_cli.evidence import Drift
 from cfa_cli.geometry import resize_map
+from cfa_cli.notes import LeftOut, Misfit
 from cfa_cli.records import (
     MAX_PIXELS,
     Bundle,
     ImageFailure,
     ImageResult,
-    LeftOut,
     Prediction,
     PredictSummary,
     Progress,
@@ -31,7 +31,8 @@ from cfa_cli.records import (
     Source,
 )
 from cfa_cli.results.regions import find_regions
-from cfa_cli.results.scores import Row, read_run
+from cfa_cli.results.rows import Row
+from cfa_cli.results.scores import read_run
 from cfa_cli.results.writer import ResultWriter
 
 SHOWN = 10  # images and errors that a summary names
@@ -79,7 +80,7 @@ class Predictions(Iterator[Prediction]):
             )
             self._writer = self._exit.enter_context(writer)
             for row in writer.earlier:
-                self._counts.add(_result(row))
+                self._counts.add(_result(row), row.misfits)
         self._done_before = self._counts.images
         self._sources: list[Iterable[Source | None]] = []
         self._total: int | None = 0
@@ -151,6 +152,7 @@ class Predictions(Iterator[Prediction]):
             worst=counts.worst,
             left_out=self._left_out,
             drift=self._drift,
+            misfits={what: count for what, (count, _, _) in counts.misfits.items()},
             unfinished=() if self._folder is None else tuple(str(path) for path in self._folder.unfinished),
         )
 
@@ -173,9 +175,8 @@ class Predictions(Iterator[Prediction]):
                 final = batch if self._folder is None else [one for one in batch if self._folder.is_final(one)]
                 if batch and not final:
                     continue
-                self._warnings |= dict.fromkeys(one.misfit for one in final if one.misfit)
                 for prediction in self._write(final):
-                    self._counts.add(prediction.result)
+                    self._counts.add(prediction.result, prediction.misfits)
                     self._alarm(drift.add(prediction))
                     if self._progress is not None and self._total:
                         done = self._counts.images - self._done_before
@@ -184,7 +185,8 @@ class Predictions(Iterator[Prediction]):
                     del prediction
                 del batch, final  # images that were handed out are the caller's
             self._alarm(drift.finish())
-            self._warnings |= dict.fromkeys(self._left_out.sentences())  # the report shows them
+            # At the end, where the report is about to be written: with the counts of the whole run.
+            self._warnings |= dict.fromkeys([*self._counts.misfit_notes(), *self._left_out.sentences()])
 
     def _alarm(self, drift: Drift | None) -> None:
         if drift is not None:
@@ -211,7 +213,17 @@ class Predictions(Iterator[Prediction]):
 
 
 def _result(row: Row) -> ImageResult:
-    return ImageResult(str(row.path), row.score, row.normalized, row.threshold, row.label, row.milliseconds, row.error)
+    return ImageResult(
+        path=str(row.path),
+        score=row.score,
+        normalized=row.normalized,
+        threshold=row.threshold,
+        label=row.label,
+        milliseconds=row.milliseconds,
+        error=row.error,
+        misfit="; ".join(map(str, row.misfits)) or None,
+        model=row.model,
+    )
 
 
 class _Counts:
@@ -222,9 +234,13 @@ class _Counts:
         self.errors: list[ImageFailure] = []
         self._milliseconds = 0.0
         self._worst: list[tuple[float, int, ImageResult]] = []
+        self.misfits: dict[str, tuple[int, Misfit, bool]] = {}  # images, the first one's, whether all are the same
 
-    def add(self, result: ImageResult) -> None:
+    def add(self, result: ImageResult, misfits: Iterable[Misfit]) -> None:
         self.images += 1
+        for misfit in misfits:
+            count, first, alike = self.misfits.get(misfit.what, (0, misfit, True))
+            self.misfits[misfit.what] = count + 1, first, alike and misfit == first
         if result.error is not None:
             self.error_count += 1
             if len(self.errors) < SHOWN:
@@ -241,6 +257,12 @@ class _Counts:
             heapq.heappush(self._worst, entry)
         else:
             heapq.heappushpop(self._worst, entry)
+
+    def misfit_notes(self) -> Iterator[str]:
+        """Say how many images are not like the training images, a sentence for each way in which they are not."""
+        for count, first, alike in self.misfits.values():
+            example = first if alike else replace(first, figures=f"for example {first.figures}")
+            yield f"{count} of {self.images} images {'is' if count == 1 else 'are'} {example}."
 
     @property
     def mean_milliseconds(self) -> float | None:

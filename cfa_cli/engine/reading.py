@@ -18,6 +18,7 @@ from cfa_cli.data.arrays import check_array
 from cfa_cli.data.images import read_image
 from cfa_cli.data.statistics import measure
 from cfa_cli.errors import ImageError, is_out_of_memory
+from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, ImageStatistics, Source
 
 MAX_BYTES_AHEAD = 100_000_000  # of images that are decoded before they are asked for
@@ -33,7 +34,7 @@ class Decoded:
     image: np.ndarray | None  # (h, w, 3) RGB, uint8 or uint16, source size
     error: str | None
     seconds: float
-    misfit: str | None = None  # how the image does not fit the model
+    misfit: Misfit | None = None  # in what its values do not fit the model
     bytes: int = 0  # of the image while it was read, whether or not it is kept
     statistics: ImageStatistics | None = None
 
@@ -44,7 +45,7 @@ def read_ahead(
     *,
     keep_images: bool,
     ahead: int,
-    full_scale: Callable[[np.ndarray], tuple[np.ndarray, str | None]],
+    full_scale: Callable[[np.ndarray], tuple[np.ndarray, Misfit | None]],
     max_pixels: float = MAX_PIXELS,
 ) -> Iterator[Decoded]:
     """Decode sources in order, at most `ahead` of them before they are asked for. An unreadable one has its error.
@@ -65,7 +66,7 @@ def read_as_they_come(
     *,
     keep_images: bool,
     ahead: int,
-    full_scale: Callable[[np.ndarray], tuple[np.ndarray, str | None]],
+    full_scale: Callable[[np.ndarray], tuple[np.ndarray, Misfit | None]],
     max_pixels: float = MAX_PIXELS,
 ) -> Iterator[Decoded | None]:
     """Do what `read_ahead` does with sources that may not be there yet.

@@ -16,6 +16,7 @@ from torch import Tensor
 from cfa_cli.bundle import MAX_REASON
 from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
+from cfa_cli.data.misfits import find_misfits
 from cfa_cli.engine.reading import Decoded, does_not_fit, read_as_they_come
 from cfa_cli.engine.thresholds import normalize
 from cfa_cli.engine.workers import Workers, images_at_a_time
@@ -25,6 +26,7 @@ from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16
 from cfa_cli.model.network import Network
+from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, Bundle, Geometry, Label, Prediction, Source, TrainingImages
 from cfa_cli.text import printable
 
@@ -283,10 +285,15 @@ def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list
                 threshold,
                 label,
                 1000 * (decoded.seconds + share),
-                misfit=decoded.misfit,
+                misfits=_misfits(decoded, scorer.training),
                 statistics=decoded.statistics,
                 score_map=score_map,
                 image=decoded.image,
             )
         )
     return predictions
+
+
+def _misfits(decoded: Decoded, training: TrainingImages | None) -> tuple[Misfit, ...]:
+    compared = () if training is None or decoded.statistics is None else find_misfits(decoded.statistics, training)
+    return (*(() if decoded.misfit is None else (decoded.misfit,)), *compared)

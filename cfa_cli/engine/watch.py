@@ -12,7 +12,8 @@ from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision, check_max_pixels
 from cfa_cli.data.watch import WatchedFolder, check_folder
 from cfa_cli.engine.predict import check_options
-from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, LeftOut, SaveKind
+from cfa_cli.notes import LeftOut
+from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, SaveKind
 
 if TYPE_CHECKING:  # what loads torch is imported once the arguments are checked
     from cfa_cli.engine.model import Model

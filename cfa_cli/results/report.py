@@ -24,7 +24,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from cfa_cli.atomic import atomic_path
 from cfa_cli.records import BUNDLE_SUFFIX, Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
-from cfa_cli.results.scores import Row, read_run
+from cfa_cli.results.rows import Row
+from cfa_cli.results.scores import read_run
 from cfa_cli.results.text import regions_to_json
 from cfa_cli.results.writer import REPORT_IMAGE, SHOWN_BY_BROWSERS
 from cfa_cli.text import command_line
@@ -142,7 +143,8 @@ def _row_data(row: Row, folder: Path, out: Path, defect: bool | None) -> list[An
     # The very score: the threshold may be the score of an image that is among those to see.
     score = None if row.score is None else float(np.float32(row.score))
     regions = regions_to_json(row.regions)
-    return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect, regions]
+    misfit = "; ".join(map(str, row.misfits)) or None
+    return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect, regions, misfit, row.model]
 
 
 def _relative_url(path: Path, out: Path) -> str:

@@ -11,39 +11,30 @@ import csv
 import errno
 import io
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from cfa_cli.atomic import atomic_path
 from cfa_cli.errors import InputError
-from cfa_cli.records import Label, Prediction, Region
+from cfa_cli.records import Prediction
 from cfa_cli.results.folder import ELSEWHERE, is_there, writing
 from cfa_cli.results.names import is_safe
-from cfa_cli.results.text import csv_line, json_line, region_lines, regions_from_json, regions_to_json, safe
+from cfa_cli.results.rows import COLUMNS, EARLIER_COLUMNS, Row, row_fields, row_from
+from cfa_cli.results.text import (
+    csv_line,
+    json_line,
+    misfits_to_json,
+    region_lines,
+    regions_to_json,
+    safe,
+)
 
-COLUMNS = ("path", "score", "normalized", "threshold", "label", "milliseconds", "error")
 _FORMAT = 1  # of run.jsonl
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of scores.csv, and what run.jsonl adds to it."""
-
-    path: Path  # as the user gave it; a relative one starts at the run's folder
-    name: str  # of its files: POSIX, relative, without suffix
-    score: float | None
-    normalized: float | None
-    threshold: float
-    label: Label | None
-    milliseconds: float | None
-    error: str | None  # why the image has no score, or why its pictures could not be written
-    size: tuple[int, int] | None  # (height, width) in px, source size
-    state: tuple[int, int] | None = None  # of the file, where it may be overwritten: see `Source`
-    regions: tuple[Region, ...] = ()
+_HEADER = csv_line(COLUMNS)
 
 
 class ScoreTable:
@@ -82,13 +73,13 @@ class ScoreTable:
     def append(self, prediction: Prediction, name: str) -> None:
         """Append a row; `name` is that of its files. Raises InputError where it cannot be written."""
         path = self._path(prediction.source.path)
-        line = csv_line(_fields(prediction, path))
+        line = csv_line(row_fields(prediction, path))
         size = None if prediction.image is None else prediction.image.shape[:2]
         end, failed = self._end + len(line), prediction.error is not None
         state = prediction.source.state
         regions = regions_to_json(prediction.regions)
         entry: dict[str, Any] = {"path": path, "name": name, "size": size, "state": state, "failed": failed}
-        entry |= {"regions": regions, "end": end}
+        entry |= {"regions": regions, "misfits": misfits_to_json(prediction.misfits), "end": end}
         # run.jsonl first: of a line without its row nothing remains when the run is taken up.
         for file, text, written in zip(
             self._files, (json_line(entry), line), (self._journal, self._scores), strict=True
@@ -210,6 +201,8 @@ def _check_entry(entry: dict[str, Any]) -> None:
         raise ValueError("size")
     if state is not None and [type(number) for number in state] != [int, int]:
         raise ValueError("state")
+    if not all(type(what) is str and type(figures) in (str, NoneType) for what, figures in entry.get("misfits", [])):
+        raise ValueError("misfits")
 
 
 def _table(
@@ -224,14 +217,14 @@ def _table(
     for expected, text in ((ordered, data), (whole, data[:end])):
         table = _parse(text)
         if [fields["path"] for fields in table] == [safe(entry["path"]) for entry in expected]:
-            rows = [_row(entry, fields) for entry, fields in zip(expected, table, strict=True)]
-            return rows, [csv_line(fields[column] for column in COLUMNS) for fields in table]
+            rows = [row_from(entry, fields) for entry, fields in zip(expected, table, strict=True)]
+            return rows, [csv_line(fields.get(column, "") for column in COLUMNS) for fields in table]
     return None
 
 
 def _parse(data: bytes) -> list[dict[str, str]]:
     """The rows of a table; none where its header or last line is not whole."""
-    if not data.startswith(_HEADER) or not data.endswith(b"\n"):
+    if not data.startswith((_HEADER, csv_line(EARLIER_COLUMNS))) or not data.endswith(b"\n"):
         return []
     text = data.decode("utf-8", "surrogateescape")
     before = csv.field_size_limit(len(text) + 1)  # its own limit is 131,072 characters a field
@@ -250,8 +243,15 @@ def _write(out: Path, run: _Run) -> _Run:
     for row, line in zip(run.rows, run.lines, strict=True):
         end += len(line)
         failed = row.error is not None
-        entry = {"path": str(row.path), "name": row.name, "size": row.size, "state": row.state, "failed": failed}
-        entries.append({**entry, "regions": regions_to_json(row.regions), "end": end})
+        entry: dict[str, Any] = {
+            "path": str(row.path),
+            "name": row.name,
+            "size": row.size,
+            "state": row.state,
+            "failed": failed,
+        }
+        entry |= {"regions": regions_to_json(row.regions), "misfits": misfits_to_json(row.misfits)}
+        entries.append({**entry, "end": end})
     contents = {"scores.csv": _HEADER + b"".join(run.lines), "run.jsonl": b"".join(map(json_line, entries))}
     # At first the journal, so that wherever a table is, it is known what it belongs to; later the table, see `_table`.
     for name in sorted(contents, reverse=(out / "scores.csv").exists()):
@@ -275,50 +275,3 @@ def _input_order(rows: Sequence[tuple[str, bool]]) -> list[int]:
 def absolute(path: str | Path) -> str:
     """What tells images apart: from the root, without `..`, and on Windows whatever the case."""
     return os.path.normcase(os.path.abspath(path))  # noqa: PTH100  links are not followed: that would read the disk
-
-
-def _row(entry: dict[str, Any], fields: dict[str, str]) -> Row:
-    def number(text: str) -> float | None:
-        if not text:
-            return None
-        if not math.isfinite(value := float(text)):
-            raise ValueError(text)
-        return value
-
-    label: Label | None = "anomalous" if fields["label"] == "anomalous" else "good" if fields["label"] else None
-    return Row(
-        path=Path(entry["path"]),
-        name=entry["name"],
-        score=number(fields["score"]),
-        normalized=number(fields["normalized"]),
-        threshold=number(fields["threshold"]) or 0.0,
-        label=label,
-        milliseconds=number(fields["milliseconds"]),
-        error=fields["error"] or None,
-        size=tuple(entry["size"]) if entry["size"] else None,
-        state=tuple(entry["state"]) if entry.get("state") else None,
-        regions=regions_from_json(entry.get("regions", [])),
-    )
-
-
-def _fields(prediction: Prediction, path: str) -> list[str]:
-    """The row's text. 9 significant digits give every float32 back."""
-
-    def text(value: float | None, form: str = ".9g") -> str:
-        return "" if value is None else format(value, form)
-
-    normalized = text(prediction.normalized)
-    if normalized == "1" and prediction.normalized is not None:  # a score may be any number of times the threshold
-        normalized = repr(min(prediction.normalized, math.nextafter(1, 0)))
-    return [
-        safe(path),
-        text(prediction.score),
-        normalized,
-        text(prediction.threshold),
-        prediction.label or "",
-        text(prediction.milliseconds, ".3f"),
-        safe(prediction.error or ""),
-    ]
-
-
-_HEADER = csv_line(COLUMNS)

@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from cfa_cli.notes import Misfit
 from cfa_cli.records import Region
 
 if TYPE_CHECKING:
-    from cfa_cli.results.scores import Row
+    from cfa_cli.results.rows import Row
 
 REGION_COLUMNS = (
     *("path", "left", "top", "width", "height", "area", "centroid_column", "centroid_row"),
@@ -40,6 +41,11 @@ def json_line(entry: dict[str, Any]) -> bytes:
 def regions_to_json(regions: Iterable[Region]) -> list[list[float]]:
     """Regions as lists of numbers, in the order of `REGION_COLUMNS`."""
     return [[r.left, r.top, r.width, r.height, r.area, *r.centroid, r.peak, *r.peak_at] for r in regions]
+
+
+def misfits_to_json(misfits: Iterable[Misfit]) -> list[list[str | None]]:
+    """Misfits as pairs of texts."""
+    return [[misfit.what, misfit.figures] for misfit in misfits]
 
 
 def regions_from_json(value: Any) -> tuple[Region, ...]:

@@ -35,7 +35,8 @@ from cfa_cli.results.folder import locked
 from cfa_cli.results.names import FileNames
 from cfa_cli.results.overlays import draw_heatmap, draw_overlay, draw_thumbnail, scale_map
 from cfa_cli.results.regions import find_regions, mark
-from cfa_cli.results.scores import Row, ScoreTable, absolute, holds_run, read_run
+from cfa_cli.results.rows import Row
+from cfa_cli.results.scores import ScoreTable, absolute, holds_run, read_run
 
 KINDS = {  # of --save: folder and suffix
     "overlay": ("overlays", ".png"),

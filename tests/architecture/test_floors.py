@@ -12,7 +12,7 @@ import cfa_cli
 from tests.conftest import write_part
 
 ROOT = Path(cfa_cli.__file__).parent
-FLOORS = {"errors": 0, "config": 0, "records": 0, "evidence": 0, "text": 0, "parsing": 0, "visibility": 0}
+FLOORS = {"errors": 0, "config": 0, "records": 0, "evidence": 0, "notes": 0, "text": 0, "parsing": 0, "visibility": 0}
 FLOORS |= {"atomic": 1, "bands": 1, "bundle": 1, "download": 1, "geometry": 1}
 FLOORS |= {"data": 1, "model": 1, "results": 1, "weights": 1}
 FLOORS |= {"engine": 2, "cli": 3, "__main__": 4}

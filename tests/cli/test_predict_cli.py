@@ -39,7 +39,17 @@ def test_scores_overlays_and_summary(cfa, parts):
     done = cfa("predict", "in")
     assert done.code == 0
     bundle, found = load_bundle("cfa-model.safetensors"), rows()
-    assert list(found[0]) == ["path", "score", "normalized", "threshold", "label", "milliseconds", "error"]
+    assert list(found[0]) == [
+        "path",
+        "score",
+        "normalized",
+        "threshold",
+        "label",
+        "milliseconds",
+        "error",
+        "misfit",
+        "model",
+    ]
     assert [row["path"] for row in found] == ["in/line1/part.png", "in/line2/part.png", "in/other.bmp"]
     for row, prediction in zip(found, predict(bundle, "in"), strict=True):
         assert np.float32(row["score"]) == prediction.score
@@ -100,7 +110,7 @@ def test_unreadable_images_have_a_row_and_exit_with_8(cfa, parts):
     found = rows()
     assert [row["path"] for row in found if row["error"]] == ["in/a-empty.png", "in/cut.jpg"]
     assert found[0] == {
-        **dict.fromkeys(("score", "normalized", "label", "milliseconds"), ""),
+        **dict.fromkeys(("score", "normalized", "label", "milliseconds", "misfit", "model"), ""),
         "path": "in/a-empty.png",
         "threshold": found[1]["threshold"],
         "error": "in/a-empty.png is empty (0 bytes).",
@@ -132,7 +142,7 @@ def test_json_is_one_document(cfa, parts):
 
 
 def test_quiet_leaves_stderr_empty(cfa, parts):
-    assert cfa("predict", "in", "--quiet").err == ""
+    assert cfa("predict", "in/line1", "in/other.bmp", "--quiet").err == ""
 
 
 def test_fail_on_anomaly(cfa, parts):

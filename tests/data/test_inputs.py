@@ -11,7 +11,7 @@ import pytest
 
 from cfa_cli.data.inputs import find_good_images, find_images, find_sources
 from cfa_cli.errors import InputError
-from cfa_cli.records import LeftOut
+from cfa_cli.notes import LeftOut
 
 
 def plant(root: Path, *names: str) -> Path:

@@ -15,7 +15,8 @@ from cfa_cli import predict
 from cfa_cli.data.inputs import find_good_images, find_images, find_sources
 from cfa_cli.engine.watch import watch
 from cfa_cli.errors import InputError
-from cfa_cli.records import RESULT_FOLDERS, LeftOut
+from cfa_cli.notes import LeftOut
+from cfa_cli.records import RESULT_FOLDERS
 from cfa_cli.results.writer import KINDS, REPORT_FOLDER
 from tests.conftest import draw_part, write_part
 

@@ -61,9 +61,9 @@ def test_rows_are_in_the_page_with_the_way_to_their_files(tmp_path):
     ]
     _, _, data = report(tmp_path / "out", predictions)
     assert data["rows"] == [  # the spot lies at columns and rows 8 to 11 of 32
-        [str(folder / "a#1.jpg"), "a#1", 2, 12.346, None, "../in%20put/a%231.jpg", 48, 40, None, SPOT],
-        [str(folder / "b.png"), "b", None, None, "it is damaged.", "../in%20put/b.png", 0, 0, None, []],
-        [str(folder / "c.tif"), "c", 1, 12.346, None, "report/c.full.jpg", 48, 40, None, []],
+        [str(folder / "a#1.jpg"), "a#1", 2, 12.346, None, "../in%20put/a%231.jpg", 48, 40, None, SPOT, None, None],
+        [str(folder / "b.png"), "b", None, None, "it is damaged.", "../in%20put/b.png", 0, 0, None, [], None, None],
+        [str(folder / "c.tif"), "c", 1, 12.346, None, "report/c.full.jpg", 48, 40, None, [], None, None],
     ]
     assert (tmp_path / "out" / "report" / "c.full.jpg").is_file()
     assert data["threshold"] == 1.5

@@ -21,7 +21,7 @@ from tests.results.runs import make_bundle, make_failure, make_prediction
 
 ALL = frozenset(KINDS)
 GOLDEN = Path(__file__).parents[1] / "golden"
-COLUMNS = ["path", "score", "normalized", "threshold", "label", "milliseconds", "error"]
+COLUMNS = ["path", "score", "normalized", "threshold", "label", "milliseconds", "error", "misfit", "model"]
 
 
 def write(out, predictions, save=frozenset(), **options):
@@ -55,9 +55,9 @@ def test_files_mirror_the_input_and_rows_keep_its_order(tmp_path):
         rows = list(csv.reader(file))
     assert rows == [
         COLUMNS,
-        [str(source / "line 1" / "a.jpg"), "2", "0.571428571", "1.5", "anomalous", "12.346", ""],
-        [str(source / "b.png"), "", "", "1.5", "", "", "it is damaged."],
-        [str(source / "c.png"), "1", "0.4", "1.5", "good", "12.346", ""],
+        [str(source / "line 1" / "a.jpg"), "2", "0.571428571", "1.5", "anomalous", "12.346", "", "", ""],
+        [str(source / "b.png"), "", "", "1.5", "", "", "it is damaged.", "", ""],
+        [str(source / "c.png"), "1", "0.4", "1.5", "good", "12.346", "", "", ""],
     ]
 
 

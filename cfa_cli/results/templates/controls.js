@@ -8,6 +8,7 @@ function visibleRows() {
   const shown = rows.filter((row) => {
     if (folder && row.folder !== folder) return false;
     if (text && !row.path.toLocaleLowerCase().includes(text)) return false;
+    if (verdict === "misfit") return row.misfit !== null;
     if (verdict === "missed" || verdict === "false alarm") return isWrong(row, verdict);
     return !verdict || verdictOf(row) === verdict;
   });
@@ -80,6 +81,7 @@ byId("folder").hidden = folders.size < 2;
 for (const option of [...byId("verdict").options]) {
   if (option.className === "labelled" && !data.labelled) option.remove();
   if (option.value === "error" && scored.length === rows.length) option.remove();
+  if (option.value === "misfit" && !rows.some((row) => row.misfit)) option.remove();
 }
 
 for (const id of ["verdict", "folder", "sort", "text"]) {

@@ -48,7 +48,7 @@ function makeTile(place) {
   // The mark keeps the punctuation of a path in its place where the line is cut at its left end.
   const name = element("span", { className: "name", textContent: `\u200e${shortName(row)}`, title: row.path });
   const button = element("button", { className: "tile", type: "button", tabIndex: place === focused ? 0 : -1 },
-    frame, element("span", { className: "caption" }, badge, score), name);
+    frame, element("span", { className: "caption" }, badge, score, ...(row.misfit ? [flag(row)] : [])), name);
   const holder = element("div", {}, button);
   holder.setAttribute("role", "listitem");
   button.dataset.place = place;
@@ -57,6 +57,10 @@ function makeTile(place) {
   position(tile, place);
   gallery.append(holder);
   return tile;
+}
+
+function flag(row) {
+  return element("span", { className: "misfit", textContent: "unlike training", title: `This image is ${row.misfit}.` });
 }
 
 function label(tile, place) {
