@@ -124,6 +124,12 @@ def _open_folder(folder: Path, root: Path | None, categories: Sequence[str], nam
 
 
 def _no_layout(folder: Path, children: Sequence[Path]) -> InputError:
+    for name, known in KNOWN.items():
+        if not known.folders and known.is_in(folder):
+            command = command_line(["cfa", "benchmark", name, "--data-root", str(folder)])
+            return InputError(
+                f"{folder} holds {known.title}, whose layout is its own.", f"Read it by its name: {command}"
+            )
     names = [child.name for child in children]
     more = f" and {len(names) - _FOLDERS} more" if len(names) > _FOLDERS else ""
     there = f"the folders {', '.join(names[:_FOLDERS])}{more}" if names else "no folders"

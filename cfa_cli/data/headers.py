@@ -29,7 +29,7 @@ class Header:
     bits: int = 8  # of a channel
     channels: int = 3  # alpha included; 1 of a palette
     alpha: Alpha = "none"  # as the decoder gives it
-    orientation: int = 1  # EXIF's, 1 to 8; known of the formats that may have alpha
+    orientation: int = 1  # EXIF's, 1 to 8
     transparent: int | None = None  # PNG: the grey value that is transparent
     white_is_zero: bool = False  # TIFF: a negative
     offset: int = 0  # PNM: where the pixels start, bytes
@@ -83,7 +83,7 @@ def _png(data: bytes) -> Header:
 
 
 def _jpeg(data: bytes) -> Header:
-    position = 2
+    position, exif = 2, b""
     while True:
         position = data.find(b"\xff", position)
         if position < 0:
@@ -98,7 +98,9 @@ def _jpeg(data: bytes) -> Header:
         (length,) = struct.unpack_from(">H", data, position)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 2)
-            return Header("JPEG", width, height, bits=bits, channels=channels)
+            return Header("JPEG", width, height, bits=bits, channels=channels, orientation=_orientation(exif))
+        if marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", position + 2):
+            exif = data[position + 8 : position + length]
         position += length
 
 

@@ -67,13 +67,12 @@ def read_image(path: Path, max_pixels: float = MAX_PIXELS) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return an image's height and width, px, upright, by its header where that tells them. Raises ImageError."""
-    data = read_file(path, file_limit(MAX_PIXELS))
+    """Return an image's height and width, px, upright, by its header. Raises ImageError."""
     try:
-        header = read_header(data)
+        header = read_header(read_file(path, file_limit(MAX_PIXELS)))
     except ValueError:
-        header = None  # reading it says what is wrong
-    if header is None or header.format == "JPEG":  # whose header does not tell which side is up
+        header = None
+    if header is None:  # reading it says what is wrong
         height, width = read_image(path).shape[:2]
         return height, width
     turned = header.orientation >= 5

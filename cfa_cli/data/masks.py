@@ -36,7 +36,7 @@ def read_mask(path: Path) -> np.ndarray:
 def check_masks(pairs: Sequence[tuple[Path, Path]]) -> tuple[str, ...]:
     """Read the masks of images, for what is wrong with them; return what is unusual about them, a sentence each.
 
-    pairs: (image, mask). Of an image only the header is read, where that tells its size.
+    pairs: (image, mask). Of an image only the header is looked at.
     Raises what `read_mask` and `require_fit` raise, and ImageError for an image that cannot be read.
     """
     in_alpha = 0

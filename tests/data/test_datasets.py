@@ -114,6 +114,9 @@ def test_visa_goes_by_its_split_file(tmp_path):
     (tmp_path / "fryum/Data/Images/Normal/train007.JPG").unlink()
     with pytest.raises(InputError, match="fryum has 449 training images, not 450"):
         open_dataset("visa", tmp_path, ["fryum"])
+    with pytest.raises(InputError, match="holds VisA, whose layout is its own") as caught:
+        open_dataset(str(tmp_path))
+    assert f"cfa benchmark visa --data-root {tmp_path}" in caught.value.hint
 
 
 def test_a_folder_of_many_categories_or_one(tmp_path):

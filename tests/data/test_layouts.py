@@ -102,6 +102,19 @@ def test_masks_that_lie_beside_their_images(tmp_path):
     assert masks_of(only(tmp_path), tmp_path) == {f"bad/{n}.png": f"bad/{n}_mask.png" for n in range(2)}
 
 
+def test_images_in_one_folder_and_masks_in_another(tmp_path):
+    """What has a mask that marks something is bad, whatever the folders are called."""
+    touch(tmp_path, *numbered("images/{}.jpg", 12))
+    for number in (3, 4, 5):
+        write_mask(tmp_path / f"masks/{number}.png", number < 5)
+    with pytest.raises(InputError, match="has 0 training images"):  # an empty mask says: those without one are not good
+        open_dataset(str(tmp_path))
+    (tmp_path / "masks/5.png").unlink()
+    category = only(tmp_path)
+    assert masks_of(category, tmp_path) == {f"images/{n}.jpg": f"masks/{n}.png" for n in (3, 4)}
+    assert (len(category.train), len(category.test)) == (8, 4)
+
+
 def test_a_mask_that_two_images_would_share_is_refused(tmp_path):
     touch(tmp_path, *numbered("train/good/{}.png", 3), "test/dent/1.png", "test/hole/1.png", "masks/1.png")
     with pytest.raises(InputError, match=r"several images of the name that the mask .*masks/1\.png has"):
