@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,27 +95,46 @@ def _read_split(
         for child in _having(children, OTHER_FOLDERS)
         if list_images(child)
     ]
+    kinds: list[Path] = [] if test else _having(children, (*GOOD_FOLDERS, *BAD_FOLDERS))
     tests: list[TestImage] = []
+    inside_test: list[Path] = []
     for part in test:
         inside = _children(part)
-        masks = list(masks) or _mask_folders(inside)
-        kinds = [child for child in inside if child not in masks and list_images(child)]
-        tests += _read_kinds(kinds) if kinds else _read_pairs(part, masks)
-    if not test:
-        tests = _read_kinds(_having(children, (*GOOD_FOLDERS, *BAD_FOLDERS)))
+        found = masks or _mask_folders(inside)
+        inside_test += [each for each in found if each not in masks]
+        folders = [child for child in inside if child not in found and list_images(child)]
+        kinds += folders
+        tests += [] if folders else _read_pairs(part, found)
     images: list[Path] = []
     left_out = 0
     for part in train:
-        good, bad = (_having(_children(part), names) for names in (GOOD_FOLDERS, BAD_FOLDERS))
-        found = [] if good else _read_pairs(part, ())
-        if found:
-            images += [image.path for image in found if not image.anomalous]
-        else:
-            images += _images_in(good) if good else list_images(part, without=[*bad, *_mask_folders(_children(part))])
-        left_out += sum(image.anomalous for image in found) + len(_images_in(bad))
+        good, others = _read_training(part, kinds, () if kinds else masks, {image.mask for image in tests})
+        images += good
+        left_out += others
     if left_out:
         notes.append(f"{left_out} training images show defects and were left out: only good ones train.")
-    return _category(name, images, tests, masks, notes)
+    return _category(name, images, [*tests, *_read_kinds(kinds)], masks or inside_test, notes)
+
+
+def _read_training(
+    folder: Path, kinds: Sequence[Path], masks: Sequence[Path], of_tests: Container[Path | None]
+) -> tuple[list[Path], int]:
+    """The good images of a training folder, and how many others it has.
+
+    kinds: the folders of test images: one of the same name is of defects here too.
+    masks: folders of masks for images that lie in the folder itself, where test images lie so too.
+    of_tests: masks that belong to test images, which may have the same names.
+    """
+    children = _children(folder)
+    good, beside = _having(children, GOOD_FOLDERS), _mask_folders(children)
+    if good:
+        return _images_in(good), len(list_images(folder, without=[*good, *beside]))
+    if pairs := _read_pairs(folder, masks):
+        bad = [image.path for image in pairs if image.anomalous and image.mask not in of_tests]
+        return [image.path for image in pairs if image.path not in bad], len(bad)
+    names = [plain_name(kind.name) for kind in kinds if plain_name(kind.name) not in GOOD_FOLDERS]
+    others = _having(children, (*BAD_FOLDERS, *names))
+    return list_images(folder, without=[*others, *beside]), len(_images_in(others))
 
 
 def _read_unsplit(name: str, good: Sequence[Path], images: Sequence[TestImage], masks: Sequence[Path]) -> Category:

@@ -115,6 +115,20 @@ def test_images_in_one_folder_and_masks_in_another(tmp_path):
     assert (len(category.train), len(category.test)) == (8, 4)
 
 
+def test_defects_among_the_training_images_do_not_train(tmp_path):
+    touch(tmp_path, *numbered("a/train/good/{}.png", 4), *numbered("a/train/scratch/{}.png", 2), "a/train/bad/1.png")
+    touch(tmp_path, *numbered("b/train/{}.png", 4), *numbered("b/train/scratch/{}.png", 2), "b/train/NG/1.png")
+    for name in ("a", "b"):
+        touch(tmp_path / name, "test/good/1.png", "test/scratch/1.png")
+    touch(tmp_path, *numbered("c/train/{}.png", 7), *numbered("c/test/{}.png", 3, start=7))
+    for number in (0, 1, 2, 9):  # one folder of masks for both
+        write_mask(tmp_path / f"c/masks/{number}.png", True)
+    for category in open_dataset(str(tmp_path)).categories:
+        assert len(category.train) == 4
+        assert any("3 training images show defects and were left out" in note for note in category.notes)
+        assert Counter(image.anomalous for image in category.test)[True] == 1
+
+
 def test_a_mask_that_two_images_would_share_is_refused(tmp_path):
     touch(tmp_path, *numbered("train/good/{}.png", 3), "test/dent/1.png", "test/hole/1.png", "masks/1.png")
     with pytest.raises(InputError, match=r"several images of the name that the mask .*masks/1\.png has"):
