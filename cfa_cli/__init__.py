@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cfa_cli.bundle import load_bundle, save_bundle
     from cfa_cli.config import FitConfig
     from cfa_cli.engine.calibrate import calibrate
+    from cfa_cli.engine.each import fit_each
     from cfa_cli.engine.fit import fit
     from cfa_cli.engine.model import Model, open_model
     from cfa_cli.engine.predict import predict
@@ -37,6 +38,7 @@ __all__ = [
     "ResultWriter",
     "calibrate",
     "fit",
+    "fit_each",
     "load_bundle",
     "open_model",
     "predict",
@@ -46,6 +48,7 @@ __all__ = [
 _HOMES = {
     "calibrate": "cfa_cli.engine.calibrate",
     "fit": "cfa_cli.engine.fit",
+    "fit_each": "cfa_cli.engine.each",
     "Model": "cfa_cli.engine.model",
     "open_model": "cfa_cli.engine.model",
     "predict": "cfa_cli.engine.predict",

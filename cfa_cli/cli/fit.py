@@ -21,8 +21,22 @@ def fit(
     good_dir: Annotated[Path, typer.Argument(metavar="FOLDER", help="Good images; its subfolders are searched too.")],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="FILE", help="The model to write.", rich_help_panel=options.FILES),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The model to write; with --each a folder, by default models.",
+            rich_help_panel=options.FILES,
+        ),
     ] = options.DEFAULT_MODEL,
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each",
+            help="Make a model OUT/NAME.safetensors for each sub-folder NAME: one for each product.",
+            rich_help_panel=options.FILES,
+        ),
+    ] = False,
     report: Annotated[
         bool,
         typer.Option(
@@ -45,6 +59,19 @@ def fit(
     """
     from cfa_cli.cli import render
 
+    if each:
+        from cfa_cli.cli.each import fit_products
+
+        return fit_products(
+            good_dir,
+            Path("models") if out == options.DEFAULT_MODEL else out,
+            config,
+            report=report,
+            force=force,
+            max_pixels=max_pixels,
+            as_json=json,
+            terminal=render.Terminal(quiet, verbose),
+        )
     page = out.with_suffix(".html") if report else None
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")

@@ -61,6 +61,21 @@ def find_good_images(folder: Path, left_out: LeftOut | None = None) -> list[Path
     return images
 
 
+def find_products(parent: Path) -> list[Path]:
+    """The sub-folders of `parent`, sorted; hidden ones, and those that cfa wrote results to, are left out.
+
+    Raises InputError if there is no such folder, if it cannot be listed, and if no folder is in it.
+    """
+    _require_folder(parent)
+    found = [path for path in sorted(parent.iterdir()) if _is_folder(path) and not _is_hidden(path)]
+    found = [path for path in found if not is_result(path) and not holds_results(path)]
+    if not found:
+        raise InputError(
+            f"There are no folders in {parent}.", "--each takes a folder with a sub-folder for each product."
+        )
+    return found
+
+
 def find_sources(
     inputs: Sequence[str], stdin: Iterable[str] | None = None, left_out: LeftOut | None = None
 ) -> list[Source]:
