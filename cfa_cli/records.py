@@ -131,7 +131,7 @@ class Bundle:
     """A trained model: all that `predict` needs.
 
     Tensors (float32 unless said): `descriptor.weight (D, C+2, 1, 1)`, `descriptor.bias (D,)`, `bank (M, D)`,
-    `radius ()`, `baseline (h, w)`, by which positions' scores are divided (1 on average), and `backbone.*`.
+    `radius ()`, `baseline (h, w)`, by which positions' scores are divided (about 1 on average), and `backbone.*`.
     """
 
     config: FitConfig

@@ -140,7 +140,7 @@ def leave_one_out_baselines(positions: Tensor, normalize: bool) -> Iterator[Tens
         yield from repeat(torch.ones_like(positions[0]), 1 + len(positions))
         return
     scores = positions.double()
-    total, squares = scores.sum(0), scores.square().sum(0)
-    yield position_baseline(len(scores), total, squares)
+    total = scores.sum(0)
+    yield position_baseline(len(scores), total)
     for own in scores:
-        yield position_baseline(len(scores) - 1, total - own, squares - own.square())
+        yield position_baseline(len(scores) - 1, total - own)

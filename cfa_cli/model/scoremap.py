@@ -8,7 +8,6 @@ from scipy import sparse
 from torch import Tensor, nn
 
 BASELINE_SIGMA = 2.0  # positions: neighbours' statistics are pooled, as held-out images are few
-BASELINE_SPREADS = 2.0  # standard deviations above the mean that the baseline allows for
 BASELINE_PRIOR = 8  # images' worth of the assumption that all positions are alike
 BASELINE_FLOOR = 0.05  # of the average: where good images do not differ at all, rounding is no defect
 
@@ -22,22 +21,21 @@ def position_scores(squared: Tensor) -> Tensor:
     return torch.softmax(-distances, dim=-1)[..., 0] * distances[..., 0]
 
 
-def position_baseline(count: int, total: Tensor, squares: Tensor) -> Tensor:
+def position_baseline(count: int, total: Tensor) -> Tensor:
     """Return the baseline of each position: how much higher or lower good images score there than elsewhere.
 
-    `total` and `squares` (h, w) are sums over `count` images of their position scores and of these squared. The
-    baseline is the mean plus two standard deviations, smoothed over neighbouring positions and brought to an average
-    of 1; the fewer images, the closer to 1 everywhere. Returns (h, w) float32 > 0.
+    `total` (h, w) is the sum of `count` good images' position scores. Their mean is smoothed over neighbouring
+    positions and brought to an average of 1; the fewer images, the closer to 1 everywhere. The baseline is its square
+    root: halfway, as a factor, between a score as it is and one as a multiple of what is normal at its position. The
+    whole way would hide defects where good parts differ much (examples/benchmarks/baseline.md).
+    Returns (h, w) float32 > 0.
     """
     if count == 0 or not float(total.sum()) > 0:
         return torch.ones_like(total, dtype=torch.float32)
-    mean = total.double() / count
-    spread = (squares.double() / count - mean.square()).clamp_min(0).sqrt()
-    rows, columns = (_gaussian_matrix(side, BASELINE_SIGMA) for side in mean.shape)
-    smooth = rows @ (mean + BASELINE_SPREADS * spread).cpu().numpy() @ columns.T
-    baseline = torch.from_numpy(smooth).to(mean.device)
-    baseline = (count * baseline / baseline.mean() + BASELINE_PRIOR) / (count + BASELINE_PRIOR)
-    return baseline.clamp_min(BASELINE_FLOOR).float()
+    rows, columns = (_gaussian_matrix(side, BASELINE_SIGMA) for side in total.shape)
+    smooth = torch.from_numpy(rows @ total.double().cpu().numpy() @ columns.T).to(total.device)
+    level = (count * smooth / smooth.mean() + BASELINE_PRIOR) / (count + BASELINE_PRIOR)
+    return level.clamp_min(BASELINE_FLOOR).sqrt().float()
 
 
 class ScoreMap(nn.Module):
