@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
@@ -75,3 +76,24 @@ def test_mistakes_are_told_before_anything_is_trained(tree, tmp_path, monkeypatc
     assert run(["benchmark", *(str(tree) if word == "TREE" else word for word in words), "--quiet"]) == code
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_named_give_the_figures_of_mvtecs_layout(tmp_path, capsys):
+    root = make_tree(tmp_path / "tree", ["bolt"]) / "bolt"
+    own = tmp_path / "own"
+    own.mkdir()
+    for old, new in {"train/good": "a", "test/good": "b", "test/spot": "c", "ground_truth/spot": "d"}.items():
+        shutil.copytree(root / old, own / new)
+    named = ["--train", "a", "--good", "b", "--bad", "c", "--masks", str(own / "d")]
+    figures = []
+    for number, words in enumerate(([str(root)], [str(own), *named])):
+        assert run(["benchmark", *words, "--out", str(tmp_path / f"out{number}"), *QUICK, "--quiet", "--json"]) == 0
+        (evaluation,) = json.loads(capsys.readouterr().out)["runs"]
+        figures.append(
+            [evaluation[name] for name in ("image_auroc", "pixel_auroc", "aupro", "threshold", "fpr", "recall")]
+        )
+    assert figures[0] == figures[1]
+    assert run(["benchmark", str(own), "--out", str(tmp_path / "out"), *QUICK]) == 3
+    shown = capsys.readouterr().err
+    assert "it has the folders a, b, c, d" in shown
+    assert "--good FOLDER --bad FOLDER --masks FOLDER" in shown
