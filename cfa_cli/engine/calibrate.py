@@ -102,7 +102,7 @@ def calibrate(
         evidence=evidence,
         skipped=tuple(scored.skipped),
         seconds=time.perf_counter() - started,
-        warnings=(*opened.warnings, *images.warnings, *_warnings(calibration, choice, aim)),
+        warnings=(*opened.warnings, *images.warnings, *_warnings(bundle, scored, calibration, evidence, aim)),
         left_out=images.left_out,
     )
 
@@ -210,15 +210,24 @@ def _check_unseen(bundle: Bundle, digest: str, replace_holdout: bool) -> None:
         )
 
 
-def _warnings(calibration: Calibration, choice: ThresholdChoice, aim: float) -> Iterator[str]:
+def _warnings(
+    before: Bundle, scored: ScoredImages, calibration: Calibration, evidence: Recalibration, aim: float
+) -> Iterator[str]:
+    """Say what is uncertain, what the choice costs, and where two kinds of images are put together."""
+    from cfa_cli.engine.drift import differences
     from cfa_cli.engine.warnings import threshold_warnings
 
-    if choice == "max-fpr":
+    if evidence.choice == "max-fpr":
         yield from threshold_warnings(calibration)
     elif calibration.max_fpr > aim:
         yield (
             f"{calibration.max_fpr:.1%} of the good images are over this threshold, more than {aim:.1%}: expect "
             f"{calibration.fpr_low:.1%} to {calibration.fpr_high:.1%} of new ones."
+        )
+    if not evidence.replaced and (found := differences(before, scored.scores, scored.statistics)):
+        yield (
+            f"The given images differ from the hold-out that they are added to: {', '.join(found)}. If images will "
+            "stay like these, let them take its place: --replace."
         )
 
 

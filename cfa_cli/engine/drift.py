@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.special import stdtr
 
 from cfa_cli.evidence import Drift, HoldoutImages
-from cfa_cli.records import Bundle, Prediction
+from cfa_cli.records import Bundle, ImageStatistics, Prediction
 
 LEVEL = 0.01  # runs of 200 images with a false alarm
 WINDOW, STEP = 50, 25  # images: while a run goes on, the last of them are looked at now and then
@@ -59,9 +59,7 @@ class DriftMonitor:
         """Look at one more image, where it has a score. Return an alarm."""
         if prediction.score is None:
             return None
-        like, good = prediction.statistics, prediction.label == "good"
-        known = [math.nan] * 3 if like is None else [like.brightness, like.contrast, like.sharpness]
-        values = _logarithms(np.array([prediction.score, *known]))
+        values, good = _values(prediction.score, prediction.statistics), prediction.label == "good"
         self._images += 1
         self._count(values, good, 1)
         if self._window is None:
@@ -97,6 +95,16 @@ class DriftMonitor:
             return None
         self.drift = Drift(self._images, good, causes, message)
         return self.drift
+
+
+def differences(bundle: Bundle, scores: Sequence[float], images: Sequence[ImageStatistics]) -> tuple[str, ...]:
+    """Say in what further good images differ from the hold-out; () where they are too few to tell."""
+    further = _Moments()
+    for score, image in zip(scores, images, strict=True):
+        further.add(_values(score, image))
+    if further.count < FEWEST_HELD:
+        return ()
+    return tuple(_causes(_held(bundle.calibration.holdout_scores, bundle.holdout), further))
 
 
 class _Moments:
@@ -147,6 +155,12 @@ def _held(scores: tuple[float, ...], images: HoldoutImages | None) -> np.ndarray
     unknown = [math.nan] * len(scores)
     like = [unknown] * 3 if images is None else [images.brightness, images.contrast, images.sharpness]
     return _logarithms(np.array([scores, *like]).T)
+
+
+def _values(score: float, image: ImageStatistics | None) -> Values:
+    """Return an image's logarithms."""
+    like = [math.nan] * 3 if image is None else [image.brightness, image.contrast, image.sharpness]
+    return _logarithms(np.array([score, *like]))
 
 
 def _logarithms(values: np.ndarray) -> np.ndarray:

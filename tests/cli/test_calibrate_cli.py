@@ -73,6 +73,11 @@ def test_another_light_is_an_alarm_until_the_model_is_calibrated_for_it(cfa, mod
     assert drift["images"] == 24
     assert "cfa calibrate MODEL GOOD... --replace --out NEW" in drift["message"]
     assert "brighter by 2" in Path("2/report.html").read_text(encoding="utf-8")
-    assert cfa("calibrate", "m.safetensors", "after/seen", "--replace", "--out", "n.safetensors").code == 0
+    added = cfa("calibrate", "m.safetensors", "after/seen", "--out", "both.safetensors")
+    assert "differ from the hold-out that they are added to: " in added.err
+    assert "--replace" in added.err
+    replaced = cfa("calibrate", "m.safetensors", "after/seen", "--replace", "--out", "n.safetensors")
+    assert replaced.code == 0
+    assert "differ" not in replaced.err
     done = cfa("predict", "after/new", "--model", "n.safetensors", "--out", "3", "--json")
     assert json.loads(done.out)["drift"] is None
