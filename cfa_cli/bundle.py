@@ -255,6 +255,11 @@ def _check_tensors(path: Path, bundle: Bundle) -> None:
         raise _damaged(path, f"baseline has shape {shapes['baseline']}, expected {bundle.grid}")
     if not (bundle.tensors["baseline"] > 0).all():
         raise _damaged(path, "tensor baseline holds values that are not positive")
+    if (keep := bundle.tensors.get("keep")) is not None:  # it is there where something is ignored
+        if keep.shape != bundle.geometry.input_size:
+            raise _damaged(path, f"keep has shape {keep.shape}, expected {bundle.geometry.input_size}")
+        if not np.isin(keep, (0, 1)).all() or not keep.any():
+            raise _damaged(path, "tensor keep holds other values than 0 and 1, or keeps nothing")
     neighbours = bundle.config.score_neighbours
     if neighbours > bank[0]:
         raise _damaged(path, f"it has {bank[0]} centroids, fewer than its {neighbours} neighbours")

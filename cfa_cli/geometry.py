@@ -47,18 +47,30 @@ def to_input(image: np.ndarray, geometry: Geometry) -> Tensor:
     The resize is bilinear with antialiasing (the triangle filter widens with the scale), over the full frame.
     """
     full_scale = float(np.iinfo(image.dtype).max)
+    pixels = _resize_and_crop(image, geometry)
+    mean, std = torch.tensor(geometry.mean).view(3, 1, 1), torch.tensor(geometry.std).view(3, 1, 1)
+    return (pixels[0] / full_scale - mean) / std
+
+
+def keep_at_input(ignored: np.ndarray, geometry: Geometry) -> Tensor:
+    """Bring what is ignored of an image, (h, w) 1 there and 0 elsewhere, to the network's input: (H, W) float32.
+
+    It is 1 where a pixel is kept, and 0 where anything ignored enters it: what is kept shows nothing of the rest.
+    """
+    return (_resize_and_crop(ignored[..., None], geometry)[0, 0] == 0).float()
+
+
+def _resize_and_crop(image: np.ndarray, geometry: Geometry) -> Tensor:
+    """Bring an image (h, w, C) to (1, C, H, W) float32."""
     if image.shape[:2] == geometry.size:
         pixels = _to_tensor(image)
     else:  # the widths of a few rows at a time, then all heights: the filter is separable
         width = geometry.size[1]
         bands = [_resize(_to_tensor(image[rows]), (rows.stop - rows.start, width)) for rows in bands_of(image.shape)]
         pixels = _resize(torch.cat(bands, dim=2), geometry.size)
-    if geometry.crop is not None:
-        top, left = crop_offsets(geometry)
-        height, width = geometry.crop
-        pixels = pixels[..., top : top + height, left : left + width]
-    mean, std = torch.tensor(geometry.mean).view(3, 1, 1), torch.tensor(geometry.std).view(3, 1, 1)
-    return (pixels[0] / full_scale - mean) / std
+    top, left = crop_offsets(geometry)
+    height, width = geometry.input_size
+    return pixels[..., top : top + height, left : left + width]
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

@@ -131,7 +131,8 @@ class Bundle:
     """A trained model: all that `predict` needs.
 
     Tensors (float32 unless said): `descriptor.weight (D, C+2, 1, 1)`, `descriptor.bias (D,)`, `bank (M, D)`,
-    `radius ()`, `baseline (h, w)`, by which positions' scores are divided (about 1 on average), and `backbone.*`.
+    `radius ()`, `baseline (h, w)`, by which positions' scores are divided (about 1 on average), and `backbone.*`. Where
+    something is ignored also `keep (H, W)`, at the network's input: 1 on pixels that are kept, 0 on the others.
     """
 
     config: FitConfig
@@ -253,6 +254,7 @@ class Prediction:
     model: str | None = None  # which of several models scored it
     statistics: ImageStatistics | None = None
     score_map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
+    keep: np.ndarray | None = field(default=None, repr=False)  # like it: 1, 0 where ignored; None: as the model does
     map: np.ndarray | None = field(default=None, repr=False)  # (h, w) float32 at the source's size, from `predict`
     image: np.ndarray | None = field(default=None, repr=False)  # (h, w, 3) RGB, uint8 or uint16, source size
     regions: tuple[Region, ...] = ()  # by falling peak; found where maps are brought to the source's size

@@ -47,6 +47,7 @@ def fit(
     ] = False,
     force: options.Force = False,
     max_pixels: options.MaxPixels = MAX_PIXELS,
+    ignore: options.FitIgnore = None,
     config: FitConfig = FitConfig(),
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -76,11 +77,18 @@ def fit(
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
         check_max_pixels(max_pixels)
-        _check(good_dir, out, page, force, config)
+        _check(good_dir, out, page, force, config, ignore)
         from cfa_cli.engine.fit import fit as run_fit
         from cfa_cli.engine.save import save_fit
 
-        result = run_fit(good_dir, config, max_pixels=max_pixels, progress=terminal.progress, notify=terminal.note)
+        result = run_fit(
+            good_dir,
+            config,
+            ignore=ignore,
+            max_pixels=max_pixels,
+            progress=terminal.progress,
+            notify=terminal.note,
+        )
         saved = save_fit(
             result,
             good_dir,
@@ -89,6 +97,7 @@ def fit(
             force=force,
             device=config.device,
             max_pixels=max_pixels,
+            ignore=ignore,
             progress=terminal.progress,
         )
     for path, reason in result.skipped:
@@ -102,13 +111,16 @@ def fit(
     return ExitCode.PARTIAL if result.skipped else ExitCode.DONE
 
 
-def _check(good_dir: Path, out: Path, page: Path | None, force: bool, config: FitConfig) -> None:
+def _check(good_dir: Path, out: Path, page: Path | None, force: bool, config: FitConfig, ignore: Path | None) -> None:
     """Say what is wrong with the paths and weights before torch is imported, which takes seconds."""
     from cfa_cli.bundle import check_free
+    from cfa_cli.data.ignore import find_ignore_masks
     from cfa_cli.data.inputs import find_good_images
     from cfa_cli.weights.loading import check_spec
 
-    find_good_images(good_dir)
+    images = find_good_images(good_dir)
+    if ignore is not None:
+        find_ignore_masks(ignore, images)
     check_spec(config.weights)
     for file in filter(None, (out, page)):
         check_free(file, force)

@@ -84,6 +84,27 @@ MaxPixels = Annotated[
         rich_help_panel="Input",
     ),
 ]
+_IGNORED = "a mask (white is ignored), polygons as JSON, or a folder of these by the images' names"
+FitIgnore = Annotated[
+    Path | None,
+    typer.Option(
+        "--ignore",
+        metavar="PATH",
+        help=f"What not to look at: {_IGNORED}.",
+        show_default="none",
+        rich_help_panel="Input",
+    ),
+]
+Ignore = Annotated[
+    Path | None,
+    typer.Option(
+        "--ignore",
+        metavar="PATH",
+        help=f"What not to look at: {_IGNORED}; or none.",
+        show_default="the model's",
+        rich_help_panel="Input",
+    ),
+]
 PresetOption = Annotated[
     Preset,
     typer.Option(

@@ -60,6 +60,7 @@ def predict(
     ] = False,
     force: options.Force = False,
     max_pixels: options.MaxPixels = MAX_PIXELS,
+    ignore: options.Ignore = None,
     device: options.Device = "auto",
     precision: options.PrecisionOption = None,
     compiled: Annotated[
@@ -89,6 +90,7 @@ def predict(
         "threshold": threshold,
         "max_fpr": max_fpr,
         "max_pixels": max_pixels,
+        "ignore": ignore,
         "device": device,
         "precision": precision,
         "compiled": compiled,

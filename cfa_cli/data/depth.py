@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from cfa_cli.data import png
-from cfa_cli.data.files import read_file
+from cfa_cli.data.files import file_limit, read_file
 from cfa_cli.data.headers import read_header
-from cfa_cli.data.images import file_limit, read_image
+from cfa_cli.data.images import read_image
 from cfa_cli.errors import ImageError
 from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, TrainingImages

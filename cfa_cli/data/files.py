@@ -42,6 +42,12 @@ def read_file(path: Path, limit: int, size: int | None = None) -> bytes:
         raise ImageError(f"Cannot read {path}: {reason}.", "Check the file's permissions.") from error
 
 
+def file_limit(max_pixels: float) -> int:
+    """Return how many bytes an image of so many megapixels may take."""
+    # No format takes more than 8 bytes a pixel; twice that, and a little, is for further pages and previews.
+    return int(max_pixels * 16e6) + 2**26
+
+
 def _not_regular(path: Path, mode: int) -> ImageError:
     kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
     return ImageError(f"{path} is {kind}, not an image.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from cfa_cli.bands import swap_red_and_blue
 from cfa_cli.data import png
-from cfa_cli.data.files import read_file
+from cfa_cli.data.files import file_limit, read_file
 from cfa_cli.data.headers import Header, read_header
 from cfa_cli.errors import ImageError
 from cfa_cli.records import FORMATS, MAX_PIXELS, MODEL_SUFFIXES
@@ -77,12 +77,6 @@ def image_size(path: Path) -> tuple[int, int]:
         return height, width
     turned = header.orientation >= 5
     return (header.width, header.height) if turned else (header.height, header.width)
-
-
-def file_limit(max_pixels: float) -> int:
-    """Return how many bytes an image of so many megapixels may take."""
-    # No format takes more than 8 bytes a pixel; twice that, and a little, is for further pages and previews.
-    return int(max_pixels * 16e6) + 2**26
 
 
 def _check(path: Path, header: Header, max_pixels: float) -> None:

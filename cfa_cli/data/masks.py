@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cfa_cli.data.files import read_file
+from cfa_cli.data.files import file_limit, read_file
 from cfa_cli.data.headers import read_header
-from cfa_cli.data.images import file_limit, image_size
+from cfa_cli.data.images import image_size
 from cfa_cli.errors import ImageError, InputError
 from cfa_cli.records import MAX_PIXELS
 
@@ -66,19 +66,17 @@ def require_fit(path: Path, mask: np.ndarray, size: tuple[int, int]) -> None:
 
 def marks_something(path: Path) -> bool:
     """Tell whether a mask marks any pixel: data sets give good images an empty one. Raises ImageError."""
-    return bool(_read_values(path)[0].any())
+    return bool(read_values(path)[0].any())
 
 
 def _read(path: Path) -> tuple[np.ndarray, bool]:
     """Return a mask, and whether it was in the alpha channel."""
-    values, lossy, in_alpha = _read_values(path)
+    values, lossy, in_alpha = read_values(path)
     smallest, largest = int(values.min()), int(values.max())
     if smallest == largest:
         what = "everything" if largest else "nothing"
         raise InputError(f"The mask {path} marks {what}: all its pixels are {largest}.", "Draw it anew, or remove it.")
-    stored = np.unique(values)
-    soft = lossy or len(stored) > LABELS or (len(stored) > 2 and largest > LABELS * int(stored[stored > 0][0]))
-    mask: np.ndarray = (values > (largest // 2 if soft else smallest)).astype(np.uint8)
+    mask = cut_mask(values, lossy)
     if (share := float(mask.mean())) > NEARLY_ALL:
         raise InputError(
             f"The mask {path} marks {share:.0%} of its image: it seems to be inverted.",
@@ -87,7 +85,19 @@ def _read(path: Path) -> tuple[np.ndarray, bool]:
     return mask, in_alpha
 
 
-def _read_values(path: Path) -> tuple[np.ndarray, bool, bool]:
+def cut_mask(values: np.ndarray, lossy: bool) -> np.ndarray:
+    """Tell the larger from the smaller of a mask's values (h, w): 1 and 0, uint8; of soft edges, at half the maximum.
+
+    lossy: whether the file's format has losses.
+    """
+    stored = np.unique(values)
+    largest = int(stored[-1])
+    soft = lossy or len(stored) > LABELS or (len(stored) > 2 and largest > LABELS * int(stored[stored > 0][0]))
+    mask: np.ndarray = (values > (largest // 2 if soft else int(stored[0]))).astype(np.uint8)
+    return mask
+
+
+def read_values(path: Path) -> tuple[np.ndarray, bool, bool]:
     """Return the values (h, w) uint8 or uint16 that tell the defect; whether they have losses, and are alpha's."""
     data = read_file(path, file_limit(MAX_PIXELS))
     try:

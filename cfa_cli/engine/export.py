@@ -22,7 +22,16 @@ from cfa_cli import __version__
 from cfa_cli.atomic import atomic_paths, scratch_folder
 from cfa_cli.bundle import check_free, load_bundle, to_metadata
 from cfa_cli.download import sha256_of
-from cfa_cli.engine.runtimes import EXPORT_KEY, TORCH_FILE, WEIGHTS_KEY, import_extra, load_exported, prepare
+from cfa_cli.engine.runtimes import (
+    EXPORT_KEY,
+    KEEP_KEY,
+    TORCH_FILE,
+    WEIGHTS_KEY,
+    import_extra,
+    keep_to_text,
+    load_exported,
+    prepare,
+)
 from cfa_cli.engine.scorer import NetworkScorer, build_network
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
 from cfa_cli.errors import CfaError, ExportError, UsageError
@@ -99,6 +108,8 @@ def export(
     with scratch_folder(out) as place:
         built, verified = place / "built" / out.name, place / "verified" / out.name
         metadata = to_metadata(bundle)
+        if "keep" in bundle.tensors:
+            metadata[KEEP_KEY] = keep_to_text(bundle.tensors["keep"])
         _write(write, built, metadata | {EXPORT_KEY: json.dumps(description)})
         try:
             # The runtime is let go before the files are: Windows removes none that is mapped into memory.

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from cfa_cli.data.depth import widen
+from cfa_cli.engine.ignore import Ignore
 from cfa_cli.engine.memory import available_memory
 from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.workers import Workers, images_at_a_time
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.scoremap import kept_positions
 from cfa_cli.model.tiles import extract_levels
 from cfa_cli.records import MAX_PIXELS, Geometry, ImageStatistics, Progress, ProgressCallback, Source
 
@@ -47,6 +49,7 @@ class FeatureStore:
     def __init__(self, shapes: Sequence[tuple[int, int, int]], capacity: int, budget: int | None = None) -> None:
         self.shapes = list(shapes)  # (C_l, h_l, w_l) of each level
         self.count = 0
+        self._kept: list[Tensor | None] = []  # of each image (h, w) bool: its positions that are not ignored
         self._sizes = [prod(shape) for shape in shapes]
         row = sum(self._sizes)
         self._file: IO[bytes] | None = None
@@ -60,9 +63,13 @@ class FeatureStore:
         """About the network's input (height, width) px: the finest map has stride 4, or a little more."""
         return 4 * self.shapes[0][1], 4 * self.shapes[0][2]
 
-    def append(self, levels: Sequence[Tensor]) -> None:
-        """Add a batch of feature maps [(B, C_l, h_l, w_l)]; values past half precision's range are cut to it."""
+    def append(self, levels: Sequence[Tensor], kept: Sequence[Tensor | None] | None = None) -> None:
+        """Add a batch of feature maps [(B, C_l, h_l, w_l)]; values past half precision's range are cut to it.
+
+        kept: of each image (h, w) bool, the positions that are not ignored; None for all of them.
+        """
         batch = len(levels[0])
+        self._kept += [None] * batch if kept is None else kept
         limit = torch.finfo(torch.float16).max
         # Channels last: as the projection reads them.
         flat = [level.permute(0, 2, 3, 1).flatten(1).clamp(-limit, limit) for level in levels]
@@ -77,6 +84,14 @@ class FeatureStore:
             part.view(-1, height, width, channels).permute(0, 3, 1, 2)
             for part, (channels, height, width) in zip(parts, self.shapes, strict=True)
         ]
+
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor | None:
+        """Return which positions of the images at `indices` are not ignored: (B, h, w) bool; None if all are kept."""
+        kept = [self._kept[int(index)] for index in indices]
+        if all(each is None for each in kept):
+            return None
+        whole = torch.ones(self.shapes[0][1:], dtype=torch.bool)
+        return torch.stack([whole if each is None else each for each in kept])
 
     def __enter__(self) -> FeatureStore:
         return self
@@ -115,26 +130,34 @@ def store_features(
     bit_depth: int,
     progress: ProgressCallback,
     max_pixels: float = MAX_PIXELS,
+    ignore: Ignore | None = None,
 ) -> tuple[list[Source], list[tuple[str, str]], list[ImageStatistics]]:
     """Fill the store from images whose 16-bit files hold `bit_depth` bits.
 
+    What is ignored of all images the backbone does not see: it is the mean colour there.
     Returns the sources that are in it, in its order; the others: (path, reason); and what the images in it are like.
     """
     statistics: list[ImageStatistics] = []
     usable: list[Source] = []
     skipped: list[tuple[str, str]] = []
     waiting: list[Tensor] = []
+    kept: list[Tensor | None] = []
+    seen = None if ignore is None or ignore.common is None else ignore.common.to(device)
+    grid = store.shapes[0][1], store.shapes[0][2]
+    everywhere = None if ignore is None else _positions(ignore.common, grid)
 
     batch_size = images_at_a_time(geometry.input_size, BATCH_SIZE)
 
     def extract(images: Tensor) -> list[Tensor]:
         with torch.inference_mode():
-            return extract_levels(backbone, images.to(device).contiguous(memory_format=torch.channels_last))
+            images = images.to(device).contiguous(memory_format=torch.channels_last)
+            return extract_levels(backbone, images if seen is None else images * seen)
 
     def flush() -> None:
         if waiting:
             for levels in workers.map(extract, workers.split(torch.stack(waiting))):
-                store.append(levels)
+                store.append(levels, kept[: len(levels[0])])
+                del kept[: len(levels[0])]
             waiting.clear()
 
     stream = read_ahead(
@@ -144,6 +167,7 @@ def store_features(
         keep_images=False,
         ahead=2 * batch_size,
         max_pixels=max_pixels,
+        ignore=ignore,
     )
     with Workers(device, batch_size) as workers:
         for number, decoded in enumerate(stream, start=1):
@@ -153,8 +177,15 @@ def store_features(
                 usable.append(decoded.source)
                 statistics.append(decoded.statistics)
                 waiting.append(decoded.input)
+                kept.append(everywhere if seen is not None else _positions(decoded.keep, grid))
             if len(waiting) == batch_size:
                 flush()
             progress(Progress("reading", number, len(sources)))
         flush()
     return usable, skipped, statistics
+
+
+def _positions(keep: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
+    """Return the positions (h, w) bool that are kept where the pixels `keep` (H, W) are; None if all are."""
+    kept = None if keep is None else kept_positions(keep[None], grid)[0]
+    return None if kept is None or bool(kept.all()) else kept

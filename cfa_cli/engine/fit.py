@@ -14,11 +14,13 @@ from torch import Tensor
 
 from cfa_cli.config import FitConfig, check_max_pixels
 from cfa_cli.data.depth import recognise_depth
+from cfa_cli.data.ignore import IgnoreMasks, find_ignore_masks
 from cfa_cli.data.inputs import find_good_images
 from cfa_cli.data.statistics import by_score, summarise
 from cfa_cli.engine.backbone import level_shapes, load_backbone
 from cfa_cli.engine.bank import build_bank, count_centroids, leave_one_out_baselines, resolve_gamma_c, score_positions
 from cfa_cli.engine.features import FeatureStore, store_features
+from cfa_cli.engine.ignore import Ignore, ignore_warnings, make_ignore
 from cfa_cli.engine.provenance import record_provenance
 from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.engine.thresholds import set_thresholds, split_holdout
@@ -29,7 +31,7 @@ from cfa_cli.geometry import auto_size, full_size
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
-from cfa_cli.model.scoremap import ScoreMap
+from cfa_cli.model.scoremap import ScoreMap, kept_positions
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import MAX_PIXELS, Bundle, Calibration, FitResult, Geometry, Progress, ProgressCallback, Source
 
@@ -38,17 +40,20 @@ def fit(
     good: str | Path | Sequence[Path],
     config: FitConfig | None = None,
     *,
+    ignore: str | Path | None = None,
     max_pixels: float = MAX_PIXELS,
     progress: ProgressCallback = lambda step: None,
     notify: Callable[[str], None] = lambda note: None,
 ) -> FitResult:
     """Train and calibrate a model on good images: a folder (searched recursively), or a list of files.
 
-    Some of the images, chosen by the seed, are held out from training and calibrate the thresholds. Files of more than
-    `max_pixels` megapixels are left out. `progress` is called with each step, `notify` with one-line notes. Nothing is
-    written.
+    Some of the images, chosen by the seed, are held out from training and calibrate the thresholds. `ignore` names what
+    is not looked at: a mask (white is ignored) or polygons as JSON for all images, which the model keeps, or a folder
+    of these by the images' names, which it does not. Files of more than `max_pixels` megapixels are left out.
+    `progress` is called with each step, `notify` with one-line notes. Nothing is written.
 
-    Raises InputError for a folder without images and for fewer than 2 usable ones, UsageError for options that do not
+    Raises InputError for a folder without images and for fewer than 2 usable ones, and where `ignore` does not fit the
+    images or leaves nearly nothing; UsageError for options that do not
     fit together, WeightsError and DeviceError.
     """
     start = time.perf_counter()
@@ -56,6 +61,7 @@ def fit(
     check_max_pixels(max_pixels)
     left_out = LeftOut()
     folder, paths = _find(good, left_out)
+    masks = None if ignore is None else find_ignore_masks(ignore, paths)
     device = choose_device(config.device)
     dtype = backbone_dtype(config.precision, device)
     backbone, backbone_info = load_backbone(config, notify)
@@ -64,6 +70,7 @@ def fit(
     backbone.to(device, dtype).to(memory_format=torch.channels_last)
     geometry, shapes, config = _resolve(paths, config, backbone, max_pixels)
     grid = shapes[0][1], shapes[0][2]
+    ignored = None if masks is None else _ignore(masks, paths, geometry, grid, config, max_pixels)
 
     bit_depth = recognise_depth(paths, max_pixels)
     if 8 < bit_depth < 16:
@@ -71,15 +78,20 @@ def fit(
     sources = [Source(path, path.name) for path in paths]
     with FeatureStore(shapes, len(paths)) as store:
         usable, skipped, statistics = store_features(
-            store, backbone, sources, geometry, device, bit_depth, progress, max_pixels
+            store, backbone, sources, geometry, device, bit_depth, progress, max_pixels, ignored
         )
         _check_usable(usable, skipped)
         train, holdout = split_holdout(len(usable), config.holdout, config.seed)
         learned = _learn(store, train, backbone.channels, device, config, progress)
         positions = score_positions(store, holdout, learned.descriptor, learned.bank, config, progress)
+        kept = store.kept(holdout)
 
+    keeps = [None if ignored is None else ignored.keep(usable[index].path) for index in holdout]
     score_map = ScoreMap(grid, geometry.input_size, config.sigma)
-    baseline, scores, calibration = _calibrate(positions, score_map, learned, config)
+    baseline, scores, calibration = _calibrate(positions, kept, keeps, score_map, learned, config)
+    tensors |= learned.tensors() | {"baseline": baseline}
+    if ignored is not None and ignored.common is not None:
+        tensors["keep"] = ignored.common.numpy()
     bundle = Bundle(
         config=config,
         geometry=geometry,
@@ -87,7 +99,7 @@ def fit(
         backbone=replace(backbone_info, precision=number_type(dtype)),
         calibration=calibration,
         provenance=record_provenance(folder, [source.path for source in usable], config.seed),
-        tensors=tensors | learned.tensors() | {"baseline": baseline},
+        tensors=tensors,
         training=summarise(statistics, bit_depth),
         holdout=by_score(scores, [statistics[index] for index in holdout]),
     )
@@ -98,7 +110,7 @@ def fit(
         skipped=tuple(skipped),
         losses=tuple(learned.losses),
         seconds=time.perf_counter() - start,
-        warnings=tuple(fit_warnings(bundle)),
+        warnings=(*fit_warnings(bundle), *([] if masks is None else ignore_warnings(masks, paths))),
         left_out=left_out,
     )
 
@@ -149,8 +161,26 @@ def _resolve(
     shapes = level_shapes(backbone, geometry.input_size)
     grid = shapes[0][1], shapes[0][2]
     config = replace(config, size=size, gamma_c=resolve_gamma_c(config.gamma_c, grid))
-    _check_centroids(grid, config)
+    _check_centroids(grid[0] * grid[1], grid, config)
     return geometry, shapes, config
+
+
+def _ignore(
+    masks: IgnoreMasks,
+    paths: Sequence[Path],
+    geometry: Geometry,
+    grid: tuple[int, int],
+    config: FitConfig,
+    max_pixels: float,
+) -> Ignore | None:
+    """Return what is ignored; None if nothing is. Raises what is wrong with it before anything is trained."""
+    sizes = sample_sizes(paths, max_pixels) if masks.files is None else []
+    aspect = float(np.median([height / width for height, width in sizes])) if sizes else None
+    ignore = make_ignore(masks, None if aspect is None else (aspect, aspect), geometry, grid)
+    if ignore.common is None:
+        return ignore
+    _check_centroids(int(kept_positions(ignore.common[None], grid).sum()), grid, config)
+    return None if bool(ignore.common.all()) else ignore
 
 
 def _check_usable(usable: Sequence[Source], skipped: Sequence[tuple[str, str]]) -> None:
@@ -162,9 +192,12 @@ def _check_usable(usable: Sequence[Source], skipped: Sequence[tuple[str, str]]) 
         )
 
 
-def _check_centroids(grid: tuple[int, int], config: FitConfig) -> None:
-    """Raise UsageError if the memory bank would have fewer centroids than the loss and the score look at."""
-    centroids = count_centroids(config.gamma_c, grid)
+def _check_centroids(positions: int, grid: tuple[int, int], config: FitConfig) -> None:
+    """Raise UsageError if the memory bank would have fewer centroids than the loss and the score look at.
+
+    positions: of the grid, those that are not ignored.
+    """
+    centroids = count_centroids(config.gamma_c, grid, positions)
     needed = max(2 * config.neighbours, config.score_neighbours)
     if centroids < needed:
         raise UsageError(
@@ -197,14 +230,25 @@ def _learn(
 
 
 def _calibrate(
-    positions: Tensor, score_map: ScoreMap, learned: _Learned, config: FitConfig
+    positions: Tensor,
+    kept: Tensor | None,
+    keeps: Sequence[Tensor | None],
+    score_map: ScoreMap,
+    learned: _Learned,
+    config: FitConfig,
 ) -> tuple[np.ndarray, list[float], Calibration]:
     """Return the baseline (h, w), the images' scores and the thresholds, from held-out position scores (n, h, w).
 
+    `kept` (n, h, w) bool are the positions that are not ignored, `keeps` the same of each image's pixels, (H, W).
     Raises UsageError if the training diverged.
     """
-    baseline, *baselines_without = leave_one_out_baselines(positions, config.normalize_positions)
-    maps = [score_map(own / others).numpy() for own, others in zip(positions, baselines_without, strict=True)]
+    baseline, *baselines_without = leave_one_out_baselines(positions, config.normalize_positions, kept)
+    maps = []
+    for own, others, keep in zip(positions, baselines_without, keeps, strict=True):
+        if keep is None:
+            maps.append(score_map(own / others).numpy())
+        else:
+            maps.append(score_map((own / others)[None], keep[None])[0][keep > 0].numpy())
     scores = [float(each.max()) for each in maps]
     if not all(map(math.isfinite, (*learned.losses, *scores))) or not bool(learned.descriptor.weight.isfinite().all()):
         raise UsageError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cfa_cli.config import Precision
+from cfa_cli.engine.ignore import Ignore, open_ignore
 from cfa_cli.engine.runtimes import load_model
 from cfa_cli.engine.scorer import NetworkScorer, Scorer, load_scorer
 from cfa_cli.engine.thresholds import recalibrate
@@ -32,6 +33,18 @@ class Model:
         calibration = recalibrate(self.bundle.calibration, max_fpr, threshold)
         warnings = () if max_fpr is None else tuple(threshold_warnings(calibration))
         return Model(replace(self.bundle, calibration=calibration), self.scorer, self.warnings + warnings)
+
+    def open_ignore(self, path: str | Path) -> Ignore:
+        """Open what is ignored in place of what the model keeps: see `cfa_cli.engine.ignore.open_ignore`.
+
+        Raises UsageError for an exported model.
+        """
+        if not isinstance(self.scorer, NetworkScorer):
+            raise UsageError(
+                "--ignore does not go with an exported model: what it ignores is part of its graph.",
+                "Use the bundle, or export a model that was fitted with --ignore.",
+            )
+        return open_ignore(path, self.bundle)
 
     def warm_up(self) -> None:
         """Score a blank image: the first call is slow, and a first image that arrives should not wait for it."""

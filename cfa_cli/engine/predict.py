@@ -11,6 +11,7 @@ import numpy as np
 
 from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision, check_max_pixels
+from cfa_cli.data.ignore import check_ignore
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, ProgressCallback, SaveKind, Source
@@ -39,6 +40,7 @@ def predict(
     precision: Precision | None = None,
     compiled: bool = False,
     max_pixels: float = MAX_PIXELS,
+    ignore: str | Path | None = None,
     stdin: Iterable[str] = (),
     progress: ProgressCallback | None = None,
     command: Sequence[str] = (),
@@ -67,6 +69,8 @@ def predict(
     device: "auto", "cpu", "cuda", "cuda:N" or "mps". precision: the backbone's numbers, by default as it was fitted.
     compiled: compile the backbone first; takes up to minutes.
     max_pixels: megapixels, > 0; an image file of more is not decoded and has its `error`.
+    ignore: what to ignore in place of what the model does: a mask (white is ignored), polygons as JSON, a folder of
+        these by the images' names, or "none". Not for exported models.
     stdin: the lines that "-" stands for.
     progress: is called after each image where their number is known.
     command: the command line that the report shows.
@@ -77,6 +81,7 @@ def predict(
     started = time.perf_counter()
     check_options(save, threshold, max_fpr)
     check_max_pixels(max_pixels)
+    check_ignore(ignore)
     left_out = LeftOut()
     listed, items, reads_stdin = _sort_out(inputs, left_out)
     if isinstance(model, str | Path):
@@ -98,6 +103,7 @@ def predict(
         started=started,
         max_pixels=max_pixels,
         left_out=left_out,
+        ignore=ignore,
     )
     run.add([source for source in listed if not run.is_done(source)])
     if isinstance(items, Iterator):

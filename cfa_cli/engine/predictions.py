@@ -58,12 +58,14 @@ class Predictions(Iterator[Prediction]):
         started: float | None = None,
         max_pixels: float = MAX_PIXELS,
         left_out: LeftOut | None = None,
+        ignore: str | Path | None = None,
     ) -> None:
-        """Prepare `out`. Raises InputError where it holds a run, or cannot be written.
+        """Prepare `out`. Raises InputError where it holds a run, or cannot be written, and for an unusable `ignore`.
 
         The arguments are those of `predict`; `started` is the time.perf_counter() that seconds count from;
         `left_out` is filled in while sources are found.
         """
+        self._ignore = None if ignore is None else model.open_ignore(ignore)
         self.bundle: Bundle = model.bundle  # with the threshold that is used
         self._warnings = dict.fromkeys(model.warnings)  # in order, each once
         self._scorer, self._progress, self._max_pixels = model.scorer, progress, max_pixels
@@ -76,7 +78,14 @@ class Predictions(Iterator[Prediction]):
         self._started = time.perf_counter() if started is None else started
         if self._out is not None:
             writer = ResultWriter(
-                self._out, model.bundle, save, resume=resume, force=force, command=command, notes=self._warnings
+                self._out,
+                model.bundle,
+                save,
+                resume=resume,
+                force=force,
+                command=command,
+                notes=self._warnings,
+                ignore="" if self._ignore is None else self._ignore.digest,
             )
             self._writer = self._exit.enter_context(writer)
             for row in writer.earlier:
@@ -170,13 +179,20 @@ class Predictions(Iterator[Prediction]):
         with self._exit:
             sources = chain.from_iterable(self._sources)
             for batch in score_batches(
-                self._scorer, sources, threshold, keep_images=self._keep_images, max_pixels=self._max_pixels
+                self._scorer,
+                sources,
+                threshold,
+                keep_images=self._keep_images,
+                max_pixels=self._max_pixels,
+                ignore=self._ignore,
             ):
                 final = batch if self._folder is None else [one for one in batch if self._folder.is_final(one)]
                 if batch and not final:
                     continue
                 for prediction in self._write(final):
                     self._counts.add(prediction.result, prediction.misfits)
+                    if self._ignore is not None and (note := self._ignore.note(prediction.source.path)):
+                        self._warnings[note] = None
                     self._alarm(drift.add(prediction))
                     if self._progress is not None and self._total:
                         done = self._counts.images - self._done_before

@@ -17,6 +17,7 @@ from torch import Tensor
 from cfa_cli.data.arrays import check_array
 from cfa_cli.data.images import read_image
 from cfa_cli.data.statistics import measure
+from cfa_cli.engine.ignore import Ignore
 from cfa_cli.errors import ImageError, is_out_of_memory
 from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, ImageStatistics, Source
@@ -37,6 +38,7 @@ class Decoded:
     misfit: Misfit | None = None  # in what its values do not fit the model
     bytes: int = 0  # of the image while it was read, whether or not it is kept
     statistics: ImageStatistics | None = None
+    keep: Tensor | None = None  # (H, W) float32, 1 on what is kept, 0 on what is ignored; None: as the model says
 
 
 def read_ahead(
@@ -47,15 +49,22 @@ def read_ahead(
     ahead: int,
     full_scale: Callable[[np.ndarray], tuple[np.ndarray, Misfit | None]],
     max_pixels: float = MAX_PIXELS,
+    ignore: Ignore | None = None,
 ) -> Iterator[Decoded]:
     """Decode sources in order, at most `ahead` of them before they are asked for. An unreadable one has its error.
 
     `prepare` turns an image (h, w, 3), RGB, uint8 or uint16, into the network's input; it may raise ImageError.
     `full_scale` comes before it: it brings an image to the full scale of its type, and says whether it fits the model.
-    An image of more than `max_pixels` megapixels is not decoded.
+    An image of more than `max_pixels` megapixels is not decoded. `ignore` says what is ignored of each.
     """
     stream = read_as_they_come(
-        sources, prepare, keep_images=keep_images, ahead=ahead, full_scale=full_scale, max_pixels=max_pixels
+        sources,
+        prepare,
+        keep_images=keep_images,
+        ahead=ahead,
+        full_scale=full_scale,
+        max_pixels=max_pixels,
+        ignore=ignore,
     )
     return (decoded for decoded in stream if decoded is not None)
 
@@ -68,6 +77,7 @@ def read_as_they_come(
     ahead: int,
     full_scale: Callable[[np.ndarray], tuple[np.ndarray, Misfit | None]],
     max_pixels: float = MAX_PIXELS,
+    ignore: Ignore | None = None,
 ) -> Iterator[Decoded | None]:
     """Do what `read_ahead` does with sources that may not be there yet.
 
@@ -84,6 +94,7 @@ def read_as_they_come(
                 image = check_array(source.array, source.name)
             image, misfit = full_scale(image)
             statistics, tensor = measure(image), prepare(image)
+            keep = None if ignore is None else ignore.keep(source.path, (image.shape[0], image.shape[1]))
         except ImageError as error:
             return Decoded(plain, None, None, error.message, time.perf_counter() - start)
         except Exception as error:
@@ -91,7 +102,7 @@ def read_as_they_come(
                 raise
             return Decoded(plain, None, None, does_not_fit(source), time.perf_counter() - start)
         kept, seconds = image if keep_images else None, time.perf_counter() - start
-        return Decoded(plain, tensor, kept, None, seconds, misfit, image.nbytes, statistics)
+        return Decoded(plain, tensor, kept, None, seconds, misfit, image.nbytes, statistics, keep)
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:
         waiting: deque[Future[Decoded]] = deque()

@@ -28,6 +28,7 @@ from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Geometry
 
 EXPORT_KEY = "cfa_export"  # of the metadata: what the export is, and how it was verified
 WEIGHTS_KEY = "cfa_weights_sha256"  # of OpenVINO's metadata: which .bin belongs to the .xml
+KEEP_KEY = "cfa_keep"  # of the metadata, where something is ignored: see `keep_to_text`
 TORCH_FILE = "cfa.json"  # the metadata's name within a .pt2 file
 _EXTRAS = {"onnx": "onnx onnxscript onnxruntime", "openvino": "openvino", "nncf": "nncf"}
 _AGAIN = "Export it again with `cfa export`."
@@ -49,8 +50,13 @@ class ExportedScorer:
         """Turn an image (h, w, 3), RGB, uint8 or uint16, into the graph's input, as `prepare` does."""
         return prepare(image, self.geometry, self.takes_any_size)
 
-    def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Score a batch of inputs of one shape: image scores (B,) and maps (B, H, W), float32, >= 0."""
+    def __call__(self, inputs: Tensor, keep: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Score a batch of inputs of one shape: image scores (B,) and maps (B, H, W), float32, >= 0.
+
+        keep: must be None; what is ignored is part of the graph.
+        """
+        if keep is not None:
+            raise ValueError("An exported model ignores what its graph does.")
         batch = inputs.numpy()
         if self.takes_any_batch:
             return self._run(batch)
@@ -104,12 +110,30 @@ def load_exported(path: Path, name: ExportFormat, device: str = "auto") -> tuple
         if METADATA_KEY not in metadata or EXPORT_KEY not in metadata:
             raise BundleError(f"{path} was not written by `cfa export`.", "Make one with `cfa export`.")
         export = json.loads(metadata[EXPORT_KEY])
-        return (bundle := from_metadata(path, metadata, {})), ExportedScorer(run, bundle, export)
+        bundle = from_metadata(path, metadata, {})
+        if KEEP_KEY in metadata:
+            bundle.tensors["keep"] = keep_from_text(metadata[KEEP_KEY], bundle.geometry.input_size)
+        return bundle, ExportedScorer(run, bundle, export)
     except CfaError:
         raise
     except Exception as error:  # each runtime has its own exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path} cannot be loaded: {reason.rstrip('.')}.", _AGAIN) from error
+
+
+def keep_to_text(keep: np.ndarray) -> str:
+    """Return what is kept, (H, W) 1 or 0, as the lengths of its runs, row by row: kept and ignored in turn."""
+    changes = np.flatnonzero(np.diff(keep.ravel(), prepend=1)).tolist()
+    return " ".join(str(end - start) for start, end in zip([0, *changes], [*changes, keep.size], strict=True))
+
+
+def keep_from_text(text: str, size: tuple[int, int]) -> np.ndarray:
+    """Do the reverse for `size` (H, W): float32. Raises ValueError for what is no such text."""
+    runs = [int(word) for word in text.split()]
+    if min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
+        raise ValueError("what it ignores is damaged")
+    kept = np.arange(len(runs)) % 2 == 0
+    return np.repeat(kept, runs).astype(np.float32).reshape(size)
 
 
 def import_extra(module: str, extra: str, error: type[CfaError] = BundleError) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from cfa_cli.bundle import save_bundle
 from cfa_cli.data.inputs import find_sources
 from cfa_cli.engine.describe import model_document
+from cfa_cli.engine.ignore import open_ignore
 from cfa_cli.engine.scorer import load_scorer, score_sources
 from cfa_cli.records import FitResult, Prediction, Progress, ProgressCallback
 from cfa_cli.results.report import write_fit_report
@@ -52,24 +53,31 @@ def save_fit(
     force: bool,
     device: str,
     max_pixels: float,
+    ignore: str | Path | None = None,
     progress: ProgressCallback,
 ) -> SavedFit:
     """Write the model and, if `report` names a page, the page, which shows the images in `good` with their scores.
 
-    Raises InputError where a file exists (unless `force`) or cannot be written.
+    `ignore` is what the fit was told. Raises InputError where a file exists (unless `force`) or cannot be written.
     """
     written = save_bundle(result.bundle, model, force)
     if report is not None:
-        write_fit_report(report, result, _score(result, good, device, max_pixels, progress))
+        write_fit_report(report, result, _score(result, good, device, max_pixels, ignore, progress))
     return SavedFit(result, model, written, report)
 
 
 def _score(
-    result: FitResult, good: Path, device: str, max_pixels: float, progress: ProgressCallback
+    result: FitResult,
+    good: Path,
+    device: str,
+    max_pixels: float,
+    ignore: str | Path | None,
+    progress: ProgressCallback,
 ) -> Iterator[Prediction]:
     sources = find_sources([str(good)])
     scorer, threshold = load_scorer(result.bundle, device), result.bundle.calibration.threshold
-    predictions = score_sources(scorer, sources, threshold, keep_images=True, max_pixels=max_pixels)
+    ignored = None if ignore is None else open_ignore(ignore, result.bundle)
+    predictions = score_sources(scorer, sources, threshold, keep_images=True, max_pixels=max_pixels, ignore=ignored)
     for number, prediction in enumerate(predictions, start=1):
         progress(Progress("scoring", number, len(sources)))
         yield prediction

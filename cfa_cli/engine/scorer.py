@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from cfa_cli.bundle import MAX_REASON
 from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
 from cfa_cli.data.misfits import find_misfits
+from cfa_cli.engine.ignore import Ignore
 from cfa_cli.engine.reading import Decoded, does_not_fit, read_as_they_come
 from cfa_cli.engine.thresholds import normalize
 from cfa_cli.engine.workers import Workers, images_at_a_time
@@ -46,8 +47,11 @@ class Scorer(Protocol):
         """Turn an image (h, w, 3), RGB, uint8 or uint16, into one input. Raises ImageError if it cannot."""
         ...
 
-    def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Score a batch of inputs of one shape: image scores (B,) and maps (B, H, W), float32, >= 0."""
+    def __call__(self, inputs: Tensor, keep: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Score a batch of inputs of one shape: image scores (B,) and maps (B, H, W), float32, >= 0.
+
+        keep: (B, H, W) float32 in place of the scorer's own, which an exported one cannot exchange.
+        """
         ...
 
 
@@ -92,16 +96,22 @@ class NetworkScorer:
         """Resize, crop and normalise an image (h, w, 3), RGB, uint8 or uint16, to (3, H, W) float32."""
         return to_input(image, self.geometry)
 
-    def __call__(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""
-        results = self._workers.map(self._score, self._workers.split(inputs))
+    def __call__(self, inputs: Tensor, keep: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0.
+
+        keep: (B, H, W) float32 in place of the network's own: see `Network.forward`.
+        """
+        images = self._workers.split(inputs)
+        keeps = repeat(None) if keep is None else self._workers.split(keep)
+        results = self._workers.map(self._score, list(zip(images, keeps, strict=False)))
         scores, maps = (torch.cat(parts).numpy() for parts in zip(*results, strict=True))
         return scores, maps
 
-    def _score(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, part: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+        inputs, keep = part
         with torch.inference_mode():
             images = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
-            scores, maps = self.network(images)
+            scores, maps = self.network(images, None if keep is None else keep.to(self.device))
             return scores.cpu(), maps.cpu()
 
 
@@ -137,6 +147,7 @@ def build_network(bundle: Bundle) -> Network:
         geometry.input_size,
         config.score_neighbours,
         config.sigma,
+        tensors.get("keep"),
     )
 
 
@@ -180,14 +191,16 @@ def score_sources(
     keep_images: bool = False,
     batch_size: int = BATCH_SIZE,
     max_pixels: float = MAX_PIXELS,
+    ignore: Ignore | None = None,
 ) -> Iterator[Prediction]:
     """Score sources as a stream, in order; memory does not grow with their number.
 
     Each Prediction has its `score_map`, and its `image` where images are kept. An unreadable image has its `error` and
-    no score; one of more than `max_pixels` megapixels is not decoded.
+    no score; one of more than `max_pixels` megapixels is not decoded. `ignore` takes the place of what the model itself
+    ignores.
     """
     for batch in score_batches(
-        scorer, sources, threshold, keep_images=keep_images, batch_size=batch_size, max_pixels=max_pixels
+        scorer, sources, threshold, keep_images=keep_images, batch_size=batch_size, max_pixels=max_pixels, ignore=ignore
     ):
         yield from batch
 
@@ -200,6 +213,7 @@ def score_batches(
     keep_images: bool,
     batch_size: int = BATCH_SIZE,
     max_pixels: float = MAX_PIXELS,
+    ignore: Ignore | None = None,
 ) -> Iterator[list[Prediction]]:
     """Do what `score_sources` does, batch by batch.
 
@@ -214,6 +228,7 @@ def score_batches(
         keep_images=keep_images,
         ahead=batch_size,
         max_pixels=max_pixels,
+        ignore=ignore,
     )
     with ThreadPoolExecutor(1, "cfa-score") as thread:
         # While the caller handles one batch, the next is scored.
@@ -243,13 +258,20 @@ def _batches(stream: Iterable[Decoded | None], size: int) -> Iterator[list[Decod
             yield []
 
 
-def _score_inputs(scorer: Scorer, inputs: Sequence[Tensor]) -> list[tuple[float, np.ndarray] | None]:
-    """Score inputs, those of one shape together: score and map of each, None where memory is not enough."""
+def _score_inputs(
+    scorer: Scorer, inputs: Sequence[tuple[Tensor, Tensor | None]]
+) -> list[tuple[float, np.ndarray] | None]:
+    """Score inputs, each with what is kept of it: score and map of each, None where memory is not enough.
+
+    Those of one shape are scored together.
+    """
     results: list[tuple[float, np.ndarray] | None] = []
-    for _, group in groupby(inputs, key=lambda one: one.shape):
+    for _, group in groupby(inputs, key=lambda one: one[0].shape):
         same = list(group)
+        keeps = [keep for _, keep in same if keep is not None]  # of all or of none
         try:
-            scores, maps = scorer(torch.stack(same))
+            images = torch.stack([one for one, _ in same])
+            scores, maps = scorer(images, torch.stack(keeps)) if keeps else scorer(images)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -262,7 +284,7 @@ def _score_inputs(scorer: Scorer, inputs: Sequence[Tensor]) -> list[tuple[float,
 
 def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list[Prediction]:
     start = time.perf_counter()
-    inputs = [decoded.input for decoded in batch if decoded.input is not None]
+    inputs = [(decoded.input, decoded.keep) for decoded in batch if decoded.input is not None]
     results = iter(_score_inputs(scorer, inputs))
     share = (time.perf_counter() - start) / max(1, len(inputs))
     predictions = []
@@ -289,6 +311,7 @@ def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list
                 statistics=decoded.statistics,
                 score_map=score_map,
                 image=decoded.image,
+                keep=None if decoded.keep is None else decoded.keep.numpy(),
             )
         )
     return predictions

@@ -61,11 +61,7 @@ def train_descriptor(
                     radius.detach(),
                     config.neighbours,
                 )
-                parts = workers.split(batch)
-                results = workers.map(step, parts)
-                loss, by_weight, by_bias, by_radius = _average(
-                    [(len(part), result) for part, result in zip(parts, results, strict=True)]
-                )
+                _, (loss, by_weight, by_bias, by_radius) = _average(workers.map(step, workers.split(batch)))
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward([weight, bias], [by_weight, by_bias])
                 radius.grad = by_radius
@@ -84,14 +80,22 @@ def _loss_and_gradients(
     radius: Tensor,
     neighbours: int,
     images: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return some images' mean loss () and its gradients by weight (D, C + 2), bias (D,) and radius ()."""
+) -> tuple[int, tuple[Tensor, ...]]:
+    """Return how many positions of some images are not ignored, and over these the mean loss () and its gradients.
+
+    These are by weight (D, C + 2), bias (D,) and radius ().
+    """
     levels = store.levels(images, weight.device)
+    kept = store.kept(images)
     _, _, height, width = levels[0].shape
     parameters = weight.requires_grad_(), bias.requires_grad_()
     bands = []
     for rows in row_bands(height, width):
         descriptors = describe(levels, *parameters, rows).flatten(0, 2)
+        if kept is not None:
+            descriptors = descriptors[kept[:, slice(*rows or (None,))].flatten().to(descriptors.device)]
+            if not len(descriptors):
+                continue
         points = descriptors.detach()
         squared, indices = search(points, 2 * neighbours)
         loss, by_descriptor, by_radius = coupled_hypersphere_loss(points, search.bank, squared, indices, radius)
@@ -100,11 +104,11 @@ def _loss_and_gradients(
     return _average(bands)
 
 
-def _average(parts: Sequence[tuple[int, tuple[Tensor, ...]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the means of tensors over parts: (positions or images in it, its loss and gradients)."""
+def _average(parts: Sequence[tuple[int, tuple[Tensor, ...]]]) -> tuple[int, tuple[Tensor, ...]]:
+    """Return the number of positions of all parts, and means over them of each part's loss and gradients."""
     count = sum(size for size, _ in parts)
-    loss, by_weight, by_bias, by_radius = (
+    means = (
         torch.stack([value * (size / count) for (size, _), value in zip(parts, values, strict=True)]).sum(0)
         for values in zip(*(each for _, each in parts), strict=True)
     )
-    return loss, by_weight, by_bias, by_radius
+    return count, tuple(means)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision, check_max_pixels
+from cfa_cli.data.ignore import check_ignore
 from cfa_cli.data.watch import WatchedFolder, check_folder
 from cfa_cli.engine.predict import check_options
 from cfa_cli.notes import LeftOut
@@ -35,6 +36,7 @@ def watch(
     precision: Precision | None = None,
     compiled: bool = False,
     max_pixels: float = MAX_PIXELS,
+    ignore: str | Path | None = None,
     command: Sequence[str] = (),
 ) -> Predictions:
     """Score the images in `folder` and those that arrive, each once it is written to its end, until `stop` is set.
@@ -50,6 +52,7 @@ def watch(
     folder, results = Path(folder), None if out is None else Path(out)
     check_options(save, threshold, max_fpr)
     check_max_pixels(max_pixels)
+    check_ignore(ignore)
     check_folder(folder, ignore=results)
     if isinstance(model, str | Path):
         check_there(Path(model))
@@ -70,6 +73,7 @@ def watch(
         started=started,
         max_pixels=max_pixels,
         left_out=left_out,
+        ignore=ignore,
     )
     run.follow(WatchedFolder(folder, run.is_done, stop, ignore=results, left_out=left_out))
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -23,21 +24,24 @@ class Drawable(Protocol):
     def __getitem__(self, positions: Tensor, /) -> Tensor: ...
 
 
-def mean_bank(descriptors: Iterable[Tensor]) -> Tensor:
+def mean_bank(descriptors: Iterable[Tensor], kept: Iterable[Tensor | None] = repeat(None)) -> Tensor:
     """Average the images' descriptors position by position, as the authors' code does.
 
     descriptors: (h*w, D) float32 for each image.
+    kept: (h*w,) bool for each image, the positions that are not ignored; None keeps all.
 
-    Returns (h*w, D) float32. Raises ValueError if there are none.
+    Returns (h*w, D) float32, without positions that all images ignore. Raises ValueError if there are no images.
     """
-    total, count = None, 0
-    for image in descriptors:
+    total, count = None, torch.zeros(())
+    for image, own in zip(descriptors, kept, strict=False):
         # Summed on the CPU: not every device has double precision.
-        total = image.cpu().double() if total is None else total + image.cpu()
-        count += 1
+        weight = torch.ones(len(image), 1) if own is None else own.cpu()[:, None].float()
+        weighted = image.cpu().double() * weight
+        total, count = weighted if total is None else total + weighted, count + weight
     if total is None:
         raise ValueError("no descriptors")
-    return (total / count).to(image)
+    known = count[:, 0] > 0
+    return (total[known] / count[known]).to(image)
 
 
 def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:

@@ -33,6 +33,7 @@ class DeployedNetwork(nn.Module):
     std: Tensor
     thresholds: Tensor
     baseline: Tensor
+    keep: Tensor | None
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(geometry.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(geometry.std).view(3, 1, 1))
         self.register_buffer("baseline", network.baseline)
+        self.register_buffer("keep", network.keep)
         self.register_buffer("thresholds", torch.tensor([threshold, pixel_threshold]))
         if half:
             store_half(self)
@@ -69,7 +71,8 @@ class DeployedNetwork(nn.Module):
         """Return `OUTPUTS`, float32: scores (B,), normalised (B,) in 0..1, maps (B, H, W), and both thresholds ()."""
         if self.resize:
             images = resize_and_crop(images.permute(0, 3, 1, 2).float(), self.geometry) / 255
-        maps = self.backbone((images - self.mean) / self.std)
+        images = (images - self.mean) / self.std
+        maps = self.backbone(images if self.keep is None else images * self.keep)
         levels = pool_levels(maps, divide_by_channels=is_efficientnet(self.backbone.name))
         squared = self._nearest(self._describe(levels).flatten(2).transpose(1, 2))
         score_maps = self.score_map(position_scores(squared).view(-1, *levels[0].shape[2:]) / self.baseline)

@@ -25,10 +25,13 @@ class Network(nn.Module):
     input_size: (H, W) px.
     neighbours: K of the score, 1 to M.
     sigma: of the score map's Gaussian, px of the input.
+    keep: (H, W) float32, 1 on pixels that are kept and 0 on those that are ignored; None keeps all. The backbone does
+        not see what is ignored: it is the mean colour there, so that nothing in it can change what lies beside it.
     """
 
     bank: Tensor
     baseline: Tensor
+    keep: Tensor | None
 
     def __init__(
         self,
@@ -39,12 +42,14 @@ class Network(nn.Module):
         input_size: tuple[int, int],
         neighbours: int,
         sigma: float,
+        keep: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.descriptor, self.neighbours = backbone, descriptor, neighbours
         self.register_buffer("bank", bank)
         self.register_buffer("baseline", baseline)
-        self.score_map = ScoreMap((baseline.shape[0], baseline.shape[1]), input_size, sigma)
+        self.register_buffer("keep", keep)
+        self.score_map = ScoreMap((baseline.shape[0], baseline.shape[1]), input_size, sigma, keep)
         self.search: NeighbourSearch | None = None  # None: the plain search
 
     def use_quick_search(self) -> None:
@@ -52,14 +57,20 @@ class Network(nn.Module):
         self.search = NeighbourSearch(self.bank)
         self.descriptor = self.descriptor.moved_to(self.search.frame)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0."""
-        return self.score(extract_levels(self.backbone, images))
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Score normalised images (B, 3, H, W) float32: image scores (B,) and maps (B, H, W), float32, >= 0.
 
-    def score(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        keep: (B, H, W) float32 in place of the network's own. The backbone sees what that one ignores and this keeps;
+        what only this ignores it sees as well, as it did in training.
+        """
+        if self.keep is not None:
+            images = images * (self.keep if keep is None else torch.maximum(self.keep, keep)[:, None])
+        return self.score(extract_levels(self.backbone, images), keep)
+
+    def score(self, levels: Sequence[Tensor], keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Score pooled feature maps [(B, C_l, h_l, w_l)] float32."""
         positions = torch.cat([self._score_rows(levels, rows) for rows in row_bands(*levels[0].shape[2:])], dim=1)
-        maps = self.score_map(positions / self.baseline)
+        maps = self.score_map(positions / self.baseline, keep)
         return image_scores(maps), maps
 
     def _score_rows(self, levels: Sequence[Tensor], rows: tuple[int, int] | None) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
 BASELINE_SIGMA = 2.0  # positions: neighbours' statistics are pooled, as held-out images are few
 BASELINE_PRIOR = 8  # images' worth of the assumption that all positions are alike
 BASELINE_FLOOR = 0.05  # of the average: where good images do not differ at all, rounding is no defect
+SMALLEST_SHARE = 1e-3  # of the Gaussian's weight: a pixel with less of it has no position near it, and fades out
+KEPT_SHARE = 0.5  # of a position's pixels: fewer, and the position is ignored
 
 
 def position_scores(squared: Tensor) -> Tensor:
@@ -21,21 +24,35 @@ def position_scores(squared: Tensor) -> Tensor:
     return torch.softmax(-distances, dim=-1)[..., 0] * distances[..., 0]
 
 
-def position_baseline(count: int, total: Tensor) -> Tensor:
+def position_baseline(count: int | Tensor, total: Tensor) -> Tensor:
     """Return the baseline of each position: how much higher or lower good images score there than elsewhere.
 
-    `total` (h, w) is the sum of `count` good images' position scores. Their mean is smoothed over neighbouring
-    positions and brought to an average of 1; the fewer images, the closer to 1 everywhere. The baseline is its square
-    root: halfway, as a factor, between a score as it is and one as a multiple of what is normal at its position. The
-    whole way would hide defects where good parts differ much (examples/benchmarks/baseline.md).
-    Returns (h, w) float32 > 0.
+    `total` (h, w) is the sum of `count` good images' position scores; `count` is (h, w) where images ignore different
+    positions. Their mean is smoothed over neighbouring positions and brought to an average of 1; the fewer images, the
+    closer to 1. The baseline is its square root: halfway, as a factor, between a score as it is and one as a multiple
+    of what is normal at its position. The whole way would hide defects where good parts differ much
+    (examples/benchmarks/baseline.md). What all images ignore is in no average. Returns (h, w) float32 > 0.
     """
-    if count == 0 or not float(total.sum()) > 0:
+    if not float(total.sum()) > 0:
         return torch.ones_like(total, dtype=torch.float32)
+    counts = torch.as_tensor(count).expand(total.shape).double().cpu().numpy()
     rows, columns = (_gaussian_matrix(side, BASELINE_SIGMA) for side in total.shape)
-    smooth = torch.from_numpy(rows @ total.double().cpu().numpy() @ columns.T).to(total.device)
-    level = (count * smooth / smooth.mean() + BASELINE_PRIOR) / (count + BASELINE_PRIOR)
-    return level.clamp_min(BASELINE_FLOOR).sqrt().float()
+    weights = np.maximum(rows @ counts @ columns.T, np.finfo(float).tiny)
+    mean = rows @ total.double().cpu().numpy() @ columns.T / weights
+    level = (counts * mean / mean[counts > 0].mean() + BASELINE_PRIOR) / (counts + BASELINE_PRIOR)
+    return torch.from_numpy(np.sqrt(np.maximum(level, BASELINE_FLOOR))).float().to(total.device)
+
+
+def kept_positions(keep: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tell which positions are kept: those at least half of whose pixels are.
+
+    keep: (B, H, W) float32, 1 on pixels that are kept, 0 on ignored ones.
+    grid: (h, w) positions.
+
+    Returns (B, h, w) bool.
+    """
+    shares = F.adaptive_avg_pool2d(keep.cpu()[:, None], grid)[:, 0]  # not every device divides so
+    return (shares >= KEPT_SHARE).to(keep.device)
 
 
 class ScoreMap(nn.Module):
@@ -45,19 +62,41 @@ class ScoreMap(nn.Module):
     map = R S Cᵀ. Even at 8192 px that takes less memory than a convolution of the map, and far less time than the
     backbone. The Gaussian is cut off at 4 sigma and mirrors at the border with the edge pixel repeated, as
     scipy.ndimage's default does. `sigma` is in pixels of the network's input.
+
+    keep: (H, W) float32, 1 on pixels that are kept and 0 on those that are ignored; None keeps all. Ignored positions
+    count for nothing, and the map is divided by what the others weigh (a normalised convolution), so that it does not
+    fade towards them. Ignored pixels are 0.
     """
 
     rows: Tensor
     columns: Tensor
+    kept: Tensor | None  # (1, h, w) float32: 1 or 0
+    weights: Tensor | None  # (1, H, W) float32
 
-    def __init__(self, grid: tuple[int, int], size: tuple[int, int], sigma: float) -> None:
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int], sigma: float, keep: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("rows", _upsample_and_smooth(grid[0], size[0], sigma), persistent=False)
         self.register_buffer("columns", _upsample_and_smooth(grid[1], size[1], sigma), persistent=False)
+        kept, weights = (None, None) if keep is None else self._weigh(keep[None])
+        self.register_buffer("kept", kept, persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, scores: Tensor) -> Tensor:
-        """Map position scores (B, h, w) to score maps (B, H, W), float32."""
-        return self.rows @ scores @ self.columns.T
+    def forward(self, scores: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Map position scores (B, h, w) to score maps (B, H, W), float32.
+
+        keep: (B, H, W) float32 in place of the module's own.
+        """
+        kept, weights = (self.kept, self.weights) if keep is None else self._weigh(keep)
+        if kept is None or weights is None:
+            return self.rows @ scores @ self.columns.T
+        return self.rows @ (scores * kept) @ self.columns.T * weights
+
+    def _weigh(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which positions count, (B, h, w), and by what their map is multiplied, (B, H, W), both float32."""
+        kept = kept_positions(keep, (self.rows.shape[1], self.columns.shape[1])).float()
+        share = self.rows @ kept @ self.columns.T  # of the Gaussian's weight that lies on kept positions
+        share = torch.where(share > 1 - 1e-5, 1.0, share)  # far from what is ignored the map is the same to the bit
+        return kept, keep / share.clamp_min(SMALLEST_SHARE)
 
 
 def image_scores(maps: Tensor) -> Tensor:

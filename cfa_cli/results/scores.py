@@ -40,12 +40,12 @@ _HEADER = csv_line(COLUMNS)
 class ScoreTable:
     """The table of a run. Rows go to the operating system one by one and whole: they outlive a kill of the process."""
 
-    def __init__(self, out: Path, save: Sequence[str], models: Sequence[str], *, resume: bool) -> None:
+    def __init__(self, out: Path, save: Sequence[str], models: Sequence[str], ignore: str, *, resume: bool) -> None:
         """Start the table in the folder `out`, or take up the one that is there.
 
-        A run is taken up only with the same `save` and model; `models` are the digests that mean the present one, the
-        first of which is written. Raises InputError where a run is there and must not be taken up, and where `out`
-        cannot be written.
+        A run is taken up only with the same `save`, `ignore` (a digest; empty: the model says) and model; `models` are
+        the digests that mean the present one, the first of which is written. Raises InputError where a run is there and
+        must not be taken up, and where `out` cannot be written.
         """
         self._save = list(save)
         self._out, self._journal, self._scores = out, out / "run.jsonl", out / "scores.csv"
@@ -60,9 +60,10 @@ class ScoreTable:
                     f"{out} holds the results of an earlier run.",
                     f"Go on from there with --resume, replace them with --force, {ELSEWHERE}",
                 )
-            self._take_up(list(save), models)
+            self._take_up(list(save), models, ignore)
         if self._end == 0:
             settings = {"format": _FORMAT, "folder": str(self._folder), "save": list(save), "model": models[0]}
+            settings |= {"ignore": ignore} if ignore else {}
             _write(out, _Run(settings, [], []))
             self._end = len(_HEADER)
         self._files: list[io.FileIO] = []
@@ -115,16 +116,17 @@ class ScoreTable:
         except ValueError:  # another drive of Windows
             return os.path.abspath(path)  # noqa: PTH100  links are not followed
 
-    def _take_up(self, save: list[str], models: Sequence[str]) -> None:
+    def _take_up(self, save: list[str], models: Sequence[str], ignore: str) -> None:
         """Keep the rows that are whole; what was half written is cut off."""
         run = _read(self._out)
         earlier = run.settings
-        for key, same, now in (
-            ("save", sorted(earlier["save"]) == sorted(save), ",".join(save) or "none"),
-            ("model", earlier["model"] in models, models[0][:12]),
+        kinds, own = ",".join(earlier["save"]) or "none", "the model's"
+        for key, same, before, now in (
+            ("save", sorted(earlier["save"]) == sorted(save), kinds, ",".join(save) or "none"),
+            ("model", earlier["model"] in models, earlier["model"][:12], models[0][:12]),
+            ("ignore", (given := earlier.get("ignore", "")) == ignore, given[:12] or own, ignore[:12] or own),
         ):
             if not same:
-                before = ",".join(earlier["save"]) or "none" if key == "save" else earlier["model"][:12]
                 raise InputError(
                     f"{self._out} was written with another {key}: {before}, now {now}.",
                     f"Resume with the same {key}, replace the results with --force, {ELSEWHERE}",
@@ -187,7 +189,7 @@ def _read(out: Path) -> _Run:
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
-    texts = [settings["folder"], settings["model"], *settings["save"]]
+    texts = [settings["folder"], settings["model"], settings.get("ignore", ""), *settings["save"]]
     if not isinstance(settings["save"], list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("settings")
 

@@ -92,6 +92,7 @@ class ResultWriter:
         workers: int | None = None,
         command: Sequence[str] = (),
         notes: Iterable[str] = (),
+        ignore: str = "",
     ) -> None:
         """Prepare `out`, the folder of results.
 
@@ -99,7 +100,8 @@ class ResultWriter:
         scores.csv; the report is written too, at the end, unless it is empty. `resume`: go on after an earlier run's
         last whole row, if there is one, and try again what failed in it. `force`: remove an earlier run's files first.
         `workers`: threads; None: one a processor, at most 4. `command`: the words of the command that the report shows.
-        `notes`: sentences that it shows, read when it is written.
+        `notes`: sentences that it shows, read when it is written. `ignore`: what tells runs apart that ignore different
+        parts of the images; empty where it is the model that says.
         Raises InputError where another run is writing to `out`, where `out` holds a run (without `resume` and `force`,
         or one of another model, threshold or `save`), and where it cannot be written.
         """
@@ -111,7 +113,7 @@ class ResultWriter:
             if force:
                 _remove_run(self._out)
             models = model_digests(bundle)
-            self._table = ScoreTable(self._out, self._save, models, resume=resume)
+            self._table = ScoreTable(self._out, self._save, models, ignore, resume=resume)
             held.callback(self._table.close)
             _remove_temporaries(self._out)
             self._held = held.pop_all()  # until the run ends
