@@ -6,8 +6,9 @@ category's maps together, at the masks' own resolution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -16,11 +17,15 @@ import numpy as np
 from cfa_cli.errors import InputError
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which the per-region overlap is integrated
+CURVE_POINTS = 100  # of a curve that is drawn
 _RUN_PIXELS = 1 << 21  # pixels that are sorted together: 8 MB of float32
 _DENSE = 1 << 13  # values of one bucket from which counting by table beats counting by sorting
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _Part = tuple[Array, Array]  # low halves (uint16), and each pixel's share of its region (float64; none for good pixels)
+
+
+CurvePoint = tuple[float, float, float]  # false-positive rate, recall, mean overlap with regions; all 0..1
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class CurveMetrics:
     auroc: float | None  # 0..1; needs both kinds
     f1_max: float | None  # 0..1, the best F1 of all thresholds; needs one anomalous sample
     aupro: float | None  # 0..1; needs a defect region and a defect-free pixel; pixels only
+    points: tuple[CurvePoint, ...] = field(default=(), compare=False, repr=False)  # to draw; at most CURVE_POINTS
 
 
 @dataclass(frozen=True)
@@ -84,42 +90,47 @@ class PixelMetrics:
     """
 
     def __init__(self) -> None:
-        self._regions = 0
-        self._good = _Pile()
-        self._bad = _Pile()
+        self._regions: Counter[str] = Counter()  # of each kind of image
+        self._good: defaultdict[str, _Pile] = defaultdict(_Pile)
+        self._bad: defaultdict[str, _Pile] = defaultdict(_Pile)
 
-    def update(self, score_map: Array, mask: Array | None) -> None:
+    def update(self, score_map: Array, mask: Array | None, kind: str = "") -> None:
         """Add one image: its map (H, W), taken as float32, and its mask (H, W), nonzero on defects; None if good.
 
-        Infinite scores rank as such. Raises InputError on NaN and on shapes that differ.
+        `kind` is what `compute` can be asked for. Infinite scores rank as such. Raises InputError on NaN and on shapes
+        that differ.
         """
         scores = np.asarray(score_map, dtype=np.float32)
         if mask is not None and mask.shape != scores.shape:
             raise InputError(f"A mask of {mask.shape} px does not fit a map of {scores.shape} px (height, width).")
         if np.isnan(scores).any():
             raise InputError("A score map holds values that are not numbers (NaN).", "Fit the model again.")
-        keys = _keys(scores)
+        keys = order_keys(scores)
         if mask is None or not mask.any():
-            self._good.add(keys.ravel())
+            self._good[kind].add(keys.ravel())
             return
         defects = mask != 0
         count, labels, stats, _ = cv2.connectedComponentsWithStats(defects.view(np.uint8), connectivity=8)
-        self._regions += count - 1
+        self._regions[kind] += count - 1
         areas = stats[:, cv2.CC_STAT_AREA].astype(np.uint32)
-        self._good.add(keys[~defects])
-        self._bad.add(keys[defects], areas[labels[defects]])
+        self._good[kind].add(keys[~defects])
+        self._bad[kind].add(keys[defects], areas[labels[defects]])
 
-    def compute(self) -> CurveMetrics:
-        """The metrics of all images added so far."""
-        good, bad = self._good.sizes(), self._bad.sizes()
+    def compute(self, kinds: Collection[str] | None = None) -> CurveMetrics:
+        """The metrics of all images added so far, or of those of some kinds."""
+        chosen = set(self._good) | set(self._bad) if kinds is None else set(kinds)
+        goods = [self._good[kind] for kind in sorted(chosen & set(self._good))]
+        bads = [self._bad[kind] for kind in sorted(chosen & set(self._bad))]
+        good, bad = _sizes(goods), _sizes(bads)
+        regions = sum(self._regions[kind] for kind in chosen)
         curve = _Curve(int(good.sum()), int(bad.sum()))
         for high in np.flatnonzero(good + bad)[::-1]:
             if good[high] and bad[high]:
-                good_steps, bad_steps, overlap = _count(self._good.lows(high), self._bad.lows(high))
+                good_steps, bad_steps, overlap = _count(_lows(goods, high), _lows(bads, high))
             else:  # between thresholds that meet samples of one kind alone every curve is straight: one step is exact
                 good_steps, bad_steps = good[high : high + 1], bad[high : high + 1]
-                overlap = np.array([sum(float(shares.sum()) for _, shares in self._bad.lows(high))])
-            curve.lower(good_steps, bad_steps, overlap / max(self._regions, 1))
+                overlap = np.array([sum(float(shares.sum()) for _, shares in _lows(bads, high))])
+            curve.lower(good_steps, bad_steps, overlap / max(regions, 1))
         return curve.metrics()
 
 
@@ -133,6 +144,7 @@ class _Curve:
         self._pairs = 0  # twice the (good, bad) pairs in the right order; a tie counts half
         self._area = 0.0  # under overlap over false positives, up to the limit
         self._best = 0.0  # F1
+        self._points: list[Array] = []  # to draw: false and true positives and overlap at some thresholds, (n, 3)
 
     def lower(self, good: Array, bad: Array, overlap: Array) -> None:
         """Pass the next scores, highest first: at each, how many samples (int64), and how much mean region overlap."""
@@ -143,8 +155,10 @@ class _Curve:
         if self._bad:
             self._best = max(self._best, float((2 * true[1:] / (self._bad + true[1:] + false[1:])).max()))
         if false[0] < self._limit:
-            self._area += _area(false.astype(np.float64), heights, self._limit)
+            self._area += area_under(false.astype(np.float64), heights, self._limit)
         self._false, self._true, self._overlap = int(false[-1]), int(true[-1]), float(heights[-1])
+        some = np.unique(np.linspace(0, len(false) - 1, CURVE_POINTS).astype(int))
+        self._points.append(np.column_stack([false[some], true[some], heights[some]]))
 
     def metrics(self) -> CurveMetrics:
         """What the whole walk gave."""
@@ -153,10 +167,19 @@ class _Curve:
             auroc=self._pairs / (2 * self._good * self._bad) if both else None,
             f1_max=self._best if self._bad else None,
             aupro=min(self._area / self._limit, 1.0) if both else None,
+            points=self._thinned() if both else (),
         )
 
+    def _thinned(self) -> tuple[CurvePoint, ...]:
+        """Rates at points that are evenly spaced along the curves of recall and overlap together."""
+        rates = np.concatenate(self._points) / (self._good, self._bad, 1)
+        length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(rates, axis=0)).sum(axis=1))])
+        wanted = np.linspace(0, length[-1], CURVE_POINTS)
+        chosen = np.unique(np.minimum(np.searchsorted(length, wanted), len(rates) - 1))
+        return tuple((float(x), float(y), float(z)) for x, y, z in rates[chosen].round(6))
 
-def _area(x: Array, y: Array, limit: float) -> float:
+
+def area_under(x: Array, y: Array, limit: float) -> float:
     """Trapezoid under y over the ascending x, cut at `limit` with y interpolated there."""
     end = int(np.searchsorted(x, limit, side="right"))
     if end < len(x):
@@ -165,7 +188,7 @@ def _area(x: Array, y: Array, limit: float) -> float:
     return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
 
 
-def _keys(scores: Array) -> Array:
+def order_keys(scores: Array) -> Array:
     """uint32 keys in the order of the float32 scores; -0.0 equals 0.0."""
     bits = (scores + np.float32(0)).view(np.uint32)
     return bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
@@ -223,6 +246,16 @@ class _Pile:
         if not parts or sum(len(low) for low, _ in parts) > _RUN_PIXELS:
             return parts
         return [(np.concatenate([low for low, _ in parts]), np.concatenate([shares for _, shares in parts]))]
+
+
+def _sizes(piles: Sequence[_Pile]) -> Array:
+    """How many keys each high half has in piles, (65536,) int64."""
+    return sum((pile.sizes() for pile in piles), np.zeros(1 << 16, np.int64))
+
+
+def _lows(piles: Sequence[_Pile], high: int) -> list[_Part]:
+    """What piles hold under one high half."""
+    return [part for pile in piles for part in pile.lows(high)]
 
 
 def _count(good: list[_Part], bad: list[_Part]) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import precision_recall_curve, roc_auc_score
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, ThresholdMetrics, image_metrics, threshold_metrics
 from cfa_cli.errors import InputError
@@ -224,3 +224,26 @@ def test_memory_is_bounded():
         tracemalloc.stop()
     assert kept < 3 * 16 * mask.size
     assert peak < 3 * 16 * mask.size + 100e6  # and a working space that does not grow
+
+
+def test_kinds_are_measured_by_themselves_and_curves_lie_on_the_whole_one():
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((30, 40), np.uint8) for _ in range(6)]
+    for number, mask in enumerate(masks[2:]):
+        mask[3 : 8 + number, 5 : 9 + 3 * number] = 1
+    maps = [rng.normal(size=mask.shape) + 2 * mask for mask in masks]
+    kinds = ["good", "good", "dent", "dent", "crack", "crack"]
+    metrics = PixelMetrics()
+    for score_map, mask, kind in zip(maps, masks, kinds, strict=True):
+        metrics.update(score_map, mask, kind)
+    assert metrics.compute() == measure(maps, masks)
+    assert metrics.compute(["good", "crack"]) == measure(maps[:2] + maps[4:], masks[:2] + masks[4:])
+    assert metrics.compute(["nothing"]) == CurveMetrics(None, None, None)
+    points = metrics.compute().points
+    truth, scores = np.concatenate(masks).ravel(), np.concatenate(maps).ravel().astype(np.float32)
+    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+    for x, y, overlap in points:
+        assert np.hypot(false - x, true - y).min() < 1e-5
+        assert 0 <= overlap <= 1
+    assert (points[0], points[-1]) == ((0, 0, 0), (1, 1, 1))
+    assert len(points) <= 100
