@@ -14,7 +14,8 @@ from cfa_cli.engine.export import TOLERANCE
 from cfa_cli.engine.runtimes import load_model
 from cfa_cli.engine.scorer import score_sources
 from cfa_cli.records import Source
-from cfa_cli.results.benchmark import Results, read_results
+from cfa_cli.results.benchmark import Results
+from cfa_cli.results.benchmark_files import read_results
 from cfa_cli.results.scores import read_run
 
 GOLDEN = Path(__file__).parent / "golden"

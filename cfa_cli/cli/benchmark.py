@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
 from cfa_cli.cli import options
 from cfa_cli.config import FitConfig
-from cfa_cli.errors import ExitCode
+from cfa_cli.errors import ExitCode, UsageError
 from cfa_cli.text import command_line
 
 if TYPE_CHECKING:
     from cfa_cli.cli.render import Terminal
     from cfa_cli.engine.benchmark import BenchmarkProgress
     from cfa_cli.results.benchmark import Results
-    from cfa_cli.results.tables import Table
+    from cfa_cli.results.table import Table
 
 
 DataSet = Annotated[
@@ -92,6 +94,17 @@ SaveMaps = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start over, whatever OUT holds.", rich_help_panel=options.FILES)]
+Models = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="FILE|FOLDER",
+        help="Measure a model that exists and train nothing; several are compared. A folder has one for each category.",
+        show_default=False,
+        rich_help_panel=options.FILES,
+    ),
+]
 Categories = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="A category; several are allowed.", show_default="all")
 ]
@@ -128,6 +141,7 @@ def benchmark(
     good: GoodFolder = None,
     bad: BadFolders = None,
     masks: MaskFolder = None,
+    model: Models = None,
     out: Out = Path("benchmark"),
     save_models: SaveModels = False,
     save_maps: SaveMaps = False,
@@ -145,7 +159,8 @@ def benchmark(
     """Fit and test on a data set, category by category, and print the field's table.
 
     Image AUROC, image F1-max, pixel AUROC, AUPRO and pixel F1-max are exact; published figures stand beside them where
-    data, backbone and weights are the same. The same command goes on where an interrupted one stopped.
+    data, backbone, weights, size and crop are the same. The same command goes on where an interrupted one stopped.
+    Models that exist are measured with --model, and compared where there are several.
     """
     from cfa_cli.cli import obtain, render
 
@@ -158,37 +173,81 @@ def benchmark(
         from cfa_cli.weights.loading import check_spec
 
         # Mistakes are said before torch is imported.
+        if model:
+            _check_models(model)
+            _check_alone(config, backbone=backbone, seed=seed, jobs=jobs > 1, save_models=save_models)
         named = name_folders(Path(dataset), train, good, bad or (), masks)
         data = open_dataset(dataset, data_root, category or (), named)
         for note in dict.fromkeys(note for each in data.categories for note in each.notes):
             terminal.note(note)
         check_spec(config.weights)
         from cfa_cli.engine.benchmark import benchmark as run_benchmark
-        from cfa_cli.results.benchmark import document
+        from cfa_cli.engine.compare import compare
+        from cfa_cli.results.benchmark_files import document
 
-        try:
-            results = run_benchmark(
-                data,
-                config,
-                out=out,
-                backbones=backbone or (),
-                seeds=seed or (),
-                jobs=jobs,
-                save_models=save_models,
-                save_maps=save_maps,
-                force=force,
-                command=command_line(["cfa", *sys.argv[1:]]),
-                progress=_Evaluations(terminal).show,
-                notify=terminal.note,
-            )
-        except KeyboardInterrupt:
-            terminal.note("What is finished is kept: the same command goes on from there.")
-            raise
+        shared: Shared = {
+            "out": out,
+            "save_maps": save_maps,
+            "force": force,
+            "command": command_line(["cfa", *sys.argv[1:]]),
+            "progress": _Evaluations(terminal).show,
+            "notify": terminal.note,
+        }
+        if model:
+            results = compare(data, model, device=config.device, **shared)
+        else:
+            try:
+                results = run_benchmark(
+                    data,
+                    config,
+                    backbones=backbone or (),
+                    seeds=seed or (),
+                    jobs=jobs,
+                    save_models=save_models,
+                    **shared,
+                )
+            except KeyboardInterrupt:
+                terminal.note("What is finished is kept: the same command goes on from there.")
+                raise
     if json:
         render.print_json({"command": "benchmark", "out": str(out), **document(results)})
     else:
         _show(results, out, threshold_report)
     return ExitCode.PARTIAL if results.failures else ExitCode.DONE
+
+
+class Shared(TypedDict):
+    """What both kinds of benchmark are told."""
+
+    out: Path
+    save_maps: bool
+    force: bool
+    command: str
+    progress: Callable[[BenchmarkProgress], None]
+    notify: Callable[[str], None]
+
+
+def _check_models(models: list[Path]) -> None:
+    """Raise BundleError for models that are not there; what is in folders is found later."""
+    from cfa_cli.bundle import check_there
+
+    for model in models:
+        if not model.is_dir():
+            check_there(model)
+
+
+def _check_alone(config: FitConfig, **others: object) -> None:
+    """Raise UsageError for options of a fit, which do not go with models that exist."""
+    given = [name for name, value in others.items() if value]
+    given += [
+        field.name
+        for field in fields(FitConfig)
+        if field.name != "device" and getattr(config, field.name) != getattr(FitConfig(), field.name)
+    ]
+    if given:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} does not go with --model, which trains nothing.", "Leave one of them out."
+        )
 
 
 class _Evaluations:
@@ -233,7 +292,7 @@ def _print(table: Table) -> None:
         justify: Literal["left", "right"] = "right" if number else "left"
         shown.add_column(heading if number == 0 else heading.replace(" ", "\n"), justify=justify, no_wrap=True)
     for number, row in enumerate(table.rows, start=1):
-        shown.add_row(*map(escape, row), style="bold" if number == len(table.rows) else None)
+        shown.add_row(*map(escape, row), style="bold" if table.has_average and number == len(table.rows) else None)
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, Console(width=1000).measure(shown).maximum)
     console.print(shown)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import multiprocessing
 import os
 import platform
@@ -32,18 +29,9 @@ from cfa_cli.engine.evaluate import Job, data_digest, evaluate
 from cfa_cli.errors import CfaError, UsageError, is_out_of_memory
 from cfa_cli.model.device import choose_device
 from cfa_cli.records import Progress
-from cfa_cli.results.benchmark import (
-    Evaluation,
-    Failure,
-    Results,
-    document,
-    read_results,
-    rows,
-    versions_text,
-    write_text,
-)
+from cfa_cli.results.benchmark import Evaluation, Failure, Results, versions_text
+from cfa_cli.results.benchmark_files import read_results, write_results
 from cfa_cli.results.folder import locked
-from cfa_cli.results.tables import markdown
 
 
 @dataclass(frozen=True)
@@ -134,12 +122,12 @@ def _evaluate_all(
     finished = {each.key for each in results.evaluations}
     order = {job.key: place for place, job in enumerate(wanted)}
     pending = [job for job in wanted if job.key not in finished or not all(path.exists() for path in job.outputs())]
-    _write(out, results)
+    write_results(out, results)
     done = len(wanted) - len(pending)
     progress(BenchmarkProgress(done, len(wanted), None, None))
 
     def report(job: Job, step: Progress) -> None:
-        progress(BenchmarkProgress(done, len(wanted), _title(job), step))
+        progress(BenchmarkProgress(done, len(wanted), job.label, step))
 
     with closing(_outcomes(pending, jobs, report)) as outcomes:
         for job, outcome in outcomes:
@@ -150,19 +138,11 @@ def _evaluate_all(
                 results = replace(results, evaluations=tuple(evaluations))
             else:
                 results = replace(results, failures=(*results.failures, outcome))
-                notify(f"{_title(job)} failed: {outcome.error}")
-            _write(out, results)
+                notify(f"{job.label} failed: {outcome.error}")
+            write_results(out, results)
             done += 1
-            progress(BenchmarkProgress(done, len(wanted), _title(job), None))
+            progress(BenchmarkProgress(done, len(wanted), job.label, None))
     return results
-
-
-def _write(out: Path, results: Results) -> None:
-    write_text(out / "results.json", json.dumps(document(results), indent=1, allow_nan=False) + "\n")
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(rows(results))
-    write_text(out / "results.csv", table.getvalue())
-    write_text(out / "results.md", markdown(results))
 
 
 def versions() -> dict[str, str]:
@@ -188,10 +168,6 @@ def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], 
         _, info = load_backbone(replace(config, backbone=backbone), notify)
         digests[backbone] = info.sha256
     return digests
-
-
-def _title(job: Job) -> str:
-    return f"{job.category.name} ({job.config.backbone}, seed {job.config.seed})"
 
 
 def _outcomes(

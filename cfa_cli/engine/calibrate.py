@@ -150,7 +150,8 @@ def tabulate(
 
     good: scores of the hold-out. defects: scores by kind.
     """
-    from cfa_cli.engine.thresholds import choose_threshold, clopper_pearson
+    from cfa_cli.engine.thresholds import INTERVAL, choose_threshold
+    from cfa_cli.intervals import clopper_pearson
 
     values = {*thresholds, *(choose_threshold(good, rate).value for rate in RATES)}
     if scores := [score for each in defects.values() for score in each]:
@@ -159,7 +160,7 @@ def tabulate(
     for value in sorted(values):
         flagged = sum(score > value for score in good)
         caught = {kind: sum(score > value for score in each) for kind, each in defects.items()}
-        rows.append(ThresholdRow(value, flagged, *clopper_pearson(flagged, len(good)), caught))
+        rows.append(ThresholdRow(value, flagged, *clopper_pearson(flagged, len(good), INTERVAL), caught))
     return tuple(rows)
 
 

@@ -8,21 +8,17 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cfa_cli.bundle import save_bundle
 from cfa_cli.config import FitConfig
-from cfa_cli.data.category import Category, TestImage
-from cfa_cli.data.masks import check_masks, read_mask, require_fit
+from cfa_cli.data.category import Category
+from cfa_cli.data.masks import check_masks
 from cfa_cli.engine.fit import fit
-from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, image_metrics, threshold_metrics
-from cfa_cli.engine.scorer import load_scorer, score_sources
-from cfa_cli.errors import InputError
-from cfa_cli.geometry import resize_map, seen_window
-from cfa_cli.records import Bundle, Progress, ProgressCallback, Source
-from cfa_cli.results.benchmark import Evaluation, EvaluationKey
-from cfa_cli.results.writer import write_picture
+from cfa_cli.engine.measure import Measured, map_path, measure
+from cfa_cli.engine.model import open_model
+from cfa_cli.records import Bundle, ProgressCallback
+from cfa_cli.results.benchmark import Evaluation, EvaluationKey, evaluation_label
 
 
 @dataclass(frozen=True)
@@ -39,60 +35,80 @@ class Job:
         """What tells its evaluation from the others of a benchmark."""
         return self.config.backbone, self.config.seed, self.category.name
 
+    @property
+    def label(self) -> str:
+        """Name it in a sentence."""
+        return evaluation_label(self.category.name, self.config.backbone, self.config.seed)
+
     def outputs(self) -> list[Path]:
         """The files that the job keeps."""
-        maps = [] if self.maps is None else [_map_path(self.maps, self.category, each) for each in self.category.test]
+        maps = [] if self.maps is None else [map_path(self.maps, self.category, each) for each in self.category.test]
         return maps if self.model is None else [self.model, *maps]
 
 
 def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evaluation:
     """Fit, score and measure one category. Test images are looked at by the metrics alone.
 
-    Pixel metrics are taken at each mask's own resolution, on good images at the image's; with a crop, inside it.
-    Raises what `fit` raises, and InputError for test images or masks that cannot be read or do not fit together.
+    Raises what `fit` and `measure` raise.
     """
     category, config = job.category, job.config
-    # What is wrong with a mask is said before the fit, which takes minutes.
-    masks = [(image.path, image.mask) for image in category.test if image.mask is not None and category.has_masks]
-    notes = (*category.notes, *check_masks(masks))
-    _reset_peak_memory()
+    notes = check_category(category)  # what is wrong with a mask is said before the fit, which takes minutes
+    reset_peak_memory()
     result = fit(list(category.train), config, progress=progress)
-    bundle = result.bundle
     if job.model is not None:
-        save_bundle(bundle, job.model, force=True)
-    scores, pixels, milliseconds = _score(job, bundle, progress)
-    labels = [image.anomalous for image in category.test]
-    image = image_metrics(scores, labels)
-    threshold = threshold_metrics(scores, labels, bundle.calibration.threshold)
-    if all(labels):  # F1 without good images says what recall says
-        image, threshold = replace(image, f1_max=None), replace(threshold, f1=None)
-    return Evaluation(
-        backbone=config.backbone,
+        save_bundle(result.bundle, job.model, force=True)
+    measured = measure(category, open_model(result.bundle, device=config.device), maps=job.maps, progress=progress)
+    evaluation = describe(category, measured, result.bundle, config.device)
+    return replace(
+        evaluation,
         seed=config.seed,
-        category=category.name,
-        image_auroc=image.auroc,
-        image_f1max=image.f1_max,
-        pixel_auroc=pixels.auroc,
-        aupro=pixels.aupro,
-        pixel_f1max=pixels.f1_max,
-        threshold=bundle.calibration.threshold,
-        fpr=threshold.fpr,
-        recall=threshold.recall,
-        f1=threshold.f1,
         train_images=result.train_images,
         holdout_images=result.holdout_images,
+        fit_seconds=result.seconds,
+        warnings=(*(f"{path} was left out: {reason}" for path, reason in result.skipped), *result.warnings, *notes),
+    )
+
+
+def check_category(category: Category) -> tuple[str, ...]:
+    """Read a category's masks for what is wrong with them; return what is unusual, a sentence each."""
+    masks = [(image.path, image.mask) for image in category.test if image.mask is not None and category.has_masks]
+    return (*category.notes, *check_masks(masks))
+
+
+def describe(category: Category, measured: Measured, bundle: Bundle, device: str) -> Evaluation:
+    """Put what was measured and what is known of the model into one record."""
+    held_out = len(bundle.calibration.holdout_scores)
+    labels = [image.anomalous for image in measured.images]
+    return Evaluation(
+        backbone=bundle.backbone.name,
+        seed=bundle.provenance.seed,
+        category=category.name,
+        image_auroc=measured.image.auroc,
+        image_f1max=measured.image.f1_max,
+        pixel_auroc=measured.pixels.auroc,
+        aupro=measured.pixels.aupro,
+        pixel_f1max=measured.pixels.f1_max,
+        threshold=measured.threshold,
+        fpr=measured.at_threshold.fpr,
+        recall=measured.at_threshold.recall,
+        f1=measured.at_threshold.f1,
+        train_images=bundle.provenance.images - held_out,
+        holdout_images=held_out,
         test_good=labels.count(False),
         test_anomalous=labels.count(True),
-        fit_seconds=result.seconds,
-        milliseconds=milliseconds,
+        fit_seconds=None,
+        milliseconds=measured.milliseconds,
         peak_memory_mb=_peak_memory_mb(),
         peak_device_memory_mb=torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None,
-        device=config.device,
+        device=device,
         input_size=bundle.geometry.input_size,
         weights=bundle.backbone.weights,
         weights_sha256=bundle.backbone.sha256,
         data_sha256=data_digest(category),
-        warnings=(*(f"{path} was left out: {reason}" for path, reason in result.skipped), *result.warnings, *notes),
+        warnings=(),
+        images=measured.images,
+        kinds=measured.kinds,
+        curve=measured.pixels.points,
     )
 
 
@@ -104,40 +120,7 @@ def data_digest(category: Category) -> str:
     return digest.hexdigest()
 
 
-def _map_path(maps: Path, category: Category, image: TestImage) -> Path:
-    """Where MVTec's evaluator looks for a test image's map."""
-    return Path(maps, category.name, "test", image.kind, image.folder, f"{image.path.stem}.tiff")
-
-
-def _score(job: Job, bundle: Bundle, progress: ProgressCallback) -> tuple[list[float], CurveMetrics, float]:
-    """Image scores in the order of the test images, the pixel metrics, and the mean milliseconds an image."""
-    test, pixels = job.category.test, PixelMetrics()
-    has_masks = job.category.has_masks
-    scores: list[float] = []
-    times: list[float] = []
-    sources = [Source(image.path, image.path.name) for image in test]
-    scorer = load_scorer(bundle, job.config.device)
-    predictions = score_sources(scorer, sources, bundle.calibration.threshold, keep_images=True)
-    for number, (image, prediction) in enumerate(zip(test, predictions, strict=True), start=1):
-        if prediction.score is None or prediction.score_map is None or prediction.image is None:
-            raise InputError(f"A test image cannot be read: {prediction.error}", "Copy the data set again.")
-        scores.append(prediction.score)
-        times.append(prediction.milliseconds or 0.0)
-        size = prediction.image.shape[:2]
-        if job.maps is not None:
-            path = _map_path(job.maps, job.category, image)
-            write_picture(path, resize_map(prediction.score_map, bundle.geometry, size))
-        if has_masks:
-            mask = read_mask(image.mask) if image.mask is not None else np.zeros(size, np.uint8)
-            if image.mask is not None:
-                require_fit(image.mask, mask, size)
-            seen = seen_window(bundle.geometry, mask.shape)  # what a crop cuts away is not judged
-            pixels.update(resize_map(prediction.score_map, bundle.geometry, mask.shape)[seen], mask[seen])
-        progress(Progress("testing", number, len(test)))
-    return scores, pixels.compute(), float(np.mean(times))
-
-
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
     """Linux can forget a process's peak; elsewhere the peak is that of all runs so far."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

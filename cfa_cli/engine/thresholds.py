@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import betaincinv  # scipy.stats would take half a second to import
 
 from cfa_cli.errors import UsageError
+from cfa_cli.intervals import clopper_pearson
 from cfa_cli.records import Calibration
 
 INTERVAL = 0.9  # of the false-positive rate that a threshold really has
@@ -131,7 +132,7 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
             raise UsageError(f"--threshold {threshold} is not a positive number.", "`cfa info` shows the model's own.")
         n = len(calibration.holdout_scores)
         over = sum(score > threshold for score in calibration.holdout_scores)
-        low, high = clopper_pearson(over, n)
+        low, high = clopper_pearson(over, n, INTERVAL)
         return replace(
             calibration,
             max_fpr=over / n,
@@ -160,17 +161,6 @@ def _fpr_interval(n: int, k: int) -> tuple[float, float]:
     """Return the quantiles of Beta(n + 1 - k, k) that hold `INTERVAL` between them."""
     low, high = betaincinv(n + 1 - k, k, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     return float(low), float(high)
-
-
-def clopper_pearson(over: int, n: int) -> tuple[float, float]:
-    """Return the exact interval, at level `INTERVAL`, of the rate of which `over` in `n` were seen.
-
-    The threshold was not chosen from these n scores, so that their number over it is binomial.
-    """
-    tail = (1 - INTERVAL) / 2
-    low = float(betaincinv(over, n - over + 1, tail)) if over else 0.0
-    high = float(betaincinv(over + 1, n - over, 1 - tail)) if over < n else 1.0
-    return low, high
 
 
 def normalize(score: float, threshold: float) -> float:

@@ -48,6 +48,8 @@ def comparable(results: Results, backbone: str) -> list[Column]:
 
 def why_not_comparable(results: Results, backbone: str) -> str | None:
     """Say which published figures do not stand beside those of `backbone`, and why; None if all of them do."""
+    if results.config is None:
+        return None  # models that were given are compared with each other
     if results.dataset != MVTEC:
         return f"No published figures stand beside these: those of CFA are of {MVTEC}, these are of {results.dataset}."
     if not (columns := _columns(backbone)):
@@ -65,12 +67,17 @@ def why_not_comparable(results: Results, backbone: str) -> str | None:
 
 
 def _same_data_and_weights(results: Results, backbone: str) -> bool:
-    return results.dataset == MVTEC and results.weights(backbone) == f"imagenet: {backbone}.tv_in1k"
+    return (
+        results.config is not None
+        and results.dataset == MVTEC
+        and results.weights(backbone) == f"imagenet: {backbone}.tv_in1k"
+    )
 
 
 def _same_input(results: Results, backbone: str, column: Column) -> bool:
     config, theirs = results.config, column.crop or column.size
-    sizes = {each.input_size for each in results.evaluations if each.backbone == backbone}
+    assert config is not None
+    sizes = {each.input_size for each in results.evaluations if each.method == backbone}
     # A size that was chosen by the images' aspect is known from the evaluations alone.
     return config.crop == column.crop and (config.size or theirs) == column.size and sizes == {theirs}
 

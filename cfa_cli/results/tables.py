@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from statistics import fmean
 
 from cfa_cli.config import PRESETS, FitConfig
 from cfa_cli.results.benchmark import METRICS, Figure, Results, average, figure, versions_text
+from cfa_cli.results.comparison import differences_table, side_by_side, threshold_table
 from cfa_cli.results.publications import comparable, why_not_comparable
+from cfa_cli.results.table import EMPTY, Table
 
-_EMPTY = "-"
 _RECIPE = [  # the options that decide what is trained; the size, the weights and the backbone are named anyway
     field.name
     for field in dataclasses.fields(FitConfig)
@@ -18,43 +18,40 @@ _RECIPE = [  # the options that decide what is trained; the size, the weights an
 ]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Text in rows and columns; the last row is the average."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-
 def tables(results: Results, threshold_report: bool = False) -> list[Table]:
     """All tables: an overview of each backbone, then a table of each metric where there is something to compare.
 
-    `threshold_report` adds what the calibrated threshold does on the test images.
+    `threshold_report` adds what the calibrated threshold does on the test images. Models that were given stand side by
+    side, with what other thresholds would do where that is asked for or there is one category.
     """
-    found = [_overview(results, backbone) for backbone in results.backbones]
+    if results.config is None:
+        found = side_by_side(results)
+        found += [differences_table(results.differences)] if results.differences else []
+        if threshold_report or len(results.categories) == 1:
+            found += [threshold_table(each) for each in results.evaluations]
+        return found
+    found = [_overview(results, method) for method in results.methods]
     if threshold_report:
-        found += [_threshold_report(results, backbone) for backbone in results.backbones]
-    if len(results.backbones) > 1 or any(comparable(results, backbone) for backbone in results.backbones):
+        found += [_threshold_report(results, method) for method in results.methods]
+    if len(results.methods) > 1 or any(comparable(results, method) for method in results.methods):
         found += [_comparison(results, metric) for metric in METRICS]
     return found
 
 
 def remarks(results: Results) -> list[str]:
     """What a reader has to know about the figures: why no published ones stand beside them, warnings, failures."""
-    reasons = [why_not_comparable(results, each) for each in results.backbones]
+    reasons = [why_not_comparable(results, each) for each in results.methods]
     lines = list(dict.fromkeys(filter(None, reasons)))
     warnings: dict[str, list[str]] = {}
     for each in results.evaluations:
         for warning in each.warnings:
-            warnings.setdefault(warning, []).append(each.category)
+            warnings.setdefault(warning, []).append(each.category if results.config else each.label)
     for warning, categories in warnings.items():
         names = list(dict.fromkeys(categories))
         everywhere = len(names) == len(results.categories)
         lines.append(warning if everywhere else f"{', '.join(names)}: {warning}")
     lines += _other_versions(results)
-    lines += [f"{f.category} ({f.backbone}, seed {f.seed}) failed: {f.error}" for f in results.failures]
+    lines += [f"{f.label} failed: {f.error}" for f in results.failures]
     return lines
 
 
@@ -62,7 +59,7 @@ def _other_versions(results: Results) -> list[str]:
     """Name each evaluation that an earlier session computed with other versions than this one's."""
     ours = versions_text(results.versions)
     return [
-        f"{each.category} ({each.backbone}, seed {each.seed}) was computed with {each.versions}, not with {ours}."
+        f"{each.label} was computed with {each.versions}, not with {ours}."
         for each in results.evaluations
         if each.versions not in ("", ours)
     ]
@@ -72,8 +69,7 @@ def markdown(results: Results) -> str:
     """results.md: the tables, the remarks, the versions, and the commands that repeat it."""
     lines = [f"# {results.dataset}: results of `cfa benchmark`", ""]
     for table in tables(results, threshold_report=True):
-        lines += [f"## {table.title}", "", _row(table.header), "|---" + "|---:" * (len(table.header) - 1) + "|"]
-        lines += [*map(_row, table.rows), "", *(f"{note}\n" for note in table.notes)]
+        lines += table.markdown()
     lines += [f"- {remark}" for remark in remarks(results)]
     lines += ["", "Metrics are exact, over all pixels at the masks' own resolution; averages are unweighted means."]
     lines += ["Versions: " + ", ".join(f"{name} {text}" for name, text in results.versions.items()) + "."]
@@ -82,11 +78,11 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _overview(results: Results, backbone: str) -> Table:
+def _overview(results: Results, method: str) -> Table:
     """The five metrics, what the calibrated threshold does, and what it costs."""
     columns = {**METRICS, "fpr": "FPR @t", "recall": "recall @t", "f1": "F1 @t"}
     columns |= {"fit_seconds": "fit, s", "milliseconds": "ms/image"}
-    chosen = [each for each in results.evaluations if each.backbone == backbone]
+    chosen = [each for each in results.evaluations if each.method == method]
     memory = [each.peak_memory_mb for each in chosen if each.peak_memory_mb]
     seeds = {each.seed for each in chosen}
     notes = [
@@ -97,7 +93,7 @@ def _overview(results: Results, backbone: str) -> Table:
         notes.append(f"Means ± standard deviations over {len(seeds)} seeds.")
     if memory:
         notes.append(f"Peak memory: {max(memory):.0f} MB.")
-    return _table(f"{backbone} ({results.weights(backbone)})", results, backbone, columns, tuple(notes))
+    return _table(f"{method} ({results.weights(method)})", results, method, columns, tuple(notes))
 
 
 def _recipe(results: Results) -> str:
@@ -115,34 +111,35 @@ def _recipe(results: Results) -> str:
     return f"{sizes}, --preset {name}{' but for ' if different else ''}{', '.join(different)}"
 
 
-def _threshold_report(results: Results, backbone: str) -> Table:
+def _threshold_report(results: Results, method: str) -> Table:
     columns = {"threshold": "threshold", "fpr": "FPR", "recall": "recall", "f1": "F1", "image_f1max": "F1-max"}
+    assert results.config is not None
     note = (
         f"The threshold is set on held-out good images, so that it flags at most {100 * results.config.max_fpr:g}% of "
         "good ones. F1-max is what the best threshold would give, chosen on the test images."
     )
-    return _table(f"{backbone}: the calibrated threshold on the test images", results, backbone, columns, (note,))
+    return _table(f"{method}: the calibrated threshold on the test images", results, method, columns, (note,))
 
 
-def _table(title: str, results: Results, backbone: str, columns: dict[str, str], notes: tuple[str, ...]) -> Table:
+def _table(title: str, results: Results, method: str, columns: dict[str, str], notes: tuple[str, ...]) -> Table:
     body = [
-        (category, *(_text(figure(results, backbone, category, field), field) for field in columns))
+        (category, *(_text(figure(results, method, category, field), field) for field in columns))
         for category in results.categories
     ]
-    last = ("average", *(_text(average(results, backbone, field), field) for field in columns))
+    last = ("average", *(_text(average(results, method, field), field) for field in columns))
     return Table(title, ("category", *columns.values()), (*body, last), notes)
 
 
 def _comparison(results: Results, metric: str) -> Table:
     """One metric: a column a backbone, and beside it the published figures and the difference."""
     header, columns, notes = ["category"], [], []
-    for backbone in results.backbones:
-        ours = {category: figure(results, backbone, category, metric) for category in results.categories}
-        header.append(backbone)
+    for method in results.methods:
+        ours = {category: figure(results, method, category, metric) for category in results.categories}
+        header.append(method)
         columns.append(
-            [*(_text(each, metric) for each in ours.values()), _text(average(results, backbone, metric), metric)]
+            [*(_text(each, metric) for each in ours.values()), _text(average(results, method, metric), metric)]
         )
-        for published in comparable(results, backbone):
+        for published in comparable(results, method):
             theirs = {
                 category: published.figures[category][metric]
                 for category in results.categories
@@ -152,7 +149,7 @@ def _comparison(results: Results, metric: str) -> Table:
                 header += [published.heading, "difference"]
                 columns += _beside(ours, theirs)
                 notes.append(published.note)
-    if notes:
+    if notes and results.config is not None:
         share = f"{1 - results.config.holdout:.0%} of the good images trained on, the others held out"
         notes.append(f"Ours: {_recipe(results)}; {share}.")
     body = zip([*results.categories, "average"], *columns, strict=True)
@@ -163,25 +160,21 @@ def _beside(ours: dict[str, Figure | None], theirs: dict[str, float]) -> list[li
     """Two columns: published, and ours less published; the averages are of the categories that both have."""
     published, difference, both = [], [], []
     for category, mine in ours.items():
-        published.append(f"{theirs[category]:.3f}" if category in theirs else _EMPTY)
+        published.append(f"{theirs[category]:.3f}" if category in theirs else EMPTY)
         if mine is not None and category in theirs:
             both.append((mine.mean, theirs[category]))
             difference.append(f"{mine.mean - theirs[category]:+.3f}")
         else:
-            difference.append(_EMPTY)
+            difference.append(EMPTY)
     mean = fmean(their for _, their in both) if both else None
-    published.append(_EMPTY if mean is None else f"{mean:.3f}")
-    difference.append(_EMPTY if mean is None else f"{fmean(mine for mine, _ in both) - mean:+.3f}")
+    published.append(EMPTY if mean is None else f"{mean:.3f}")
+    difference.append(EMPTY if mean is None else f"{fmean(mine for mine, _ in both) - mean:+.3f}")
     return [published, difference]
 
 
 def _text(found: Figure | None, field: str) -> str:
     if found is None:
-        return _EMPTY
+        return EMPTY
     if field in ("fit_seconds", "milliseconds"):
         return f"{found.mean:.1f}"
     return f"{found.mean:.3f}" + ("" if found.spread is None else f"±{found.spread:.3f}")
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -68,6 +68,9 @@ def test_a_failed_category_is_told_and_exits_with_8(tree, tmp_path, capsys):
         (["TREE", "--category", "skrew"], 2, "Did you mean screw?"),
         (["TREE", "--weights", "nowhere.pth"], 5, "nowhere.pth"),
         (["TREE", "--epochs", "-1"], 2, "epochs"),
+        (["TREE", "--model", "nowhere.safetensors"], 4, "nowhere.safetensors"),
+        (["TREE", "--model", ".", "--epochs", "3"], 2, "--epochs does not go with --model"),
+        (["TREE", "--model", ".", "--seed", "1"], 2, "--seed does not go with --model"),
         (["TREE", "--jobs", "0"], 2, "'--jobs' / '-j': it takes at least 1."),
     ],
 )
