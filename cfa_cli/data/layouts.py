@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfa_cli.data.category import GOOD, Category, TestImage
-from cfa_cli.data.mask_names import MASK_FOLDERS, image_stem, pair_masks, plain_name, split_masks
+from cfa_cli.data.mask_names import MASK_FOLDERS, SURE_MASK_FOLDERS, image_stem, pair_masks, plain_name, split_masks
 from cfa_cli.data.own_output import holds_results
 from cfa_cli.records import IMAGE_SUFFIXES
 
@@ -41,18 +41,12 @@ class Named:
 UNNAMED = Named()
 
 
-def list_images(folder: Path, without: Iterable[Path] = ()) -> list[Path]:
-    """Return the images in a folder and below, sorted; none if it is not there, and none in the folders `without`."""
+def list_images(folder: Path) -> list[Path]:
+    """Return the images in a folder and below, sorted; none if it is not there."""
     if not folder.is_dir():
         return []
-    left_out = set(without)
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(
-        path
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and left_out.isdisjoint(path.parents)
-    )
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def read_folder(folder: Path, name: str, named: Named = UNNAMED) -> Category | None:
@@ -68,9 +62,12 @@ def read_folder(folder: Path, name: str, named: Named = UNNAMED) -> Category | N
     if good:
         others = [child for child in children if child not in good and child not in masks]
         return _read_unsplit(name, good, _images_of_kinds(_having(others, BAD_FOLDERS) or others), masks)
-    places = [folder, *(child for child in children if child not in masks)]
-    found = [images for each in places if (images := _read_pairs(each, masks, folder))]
-    return _read_unsplit(name, [], [image for images in found for image in images], masks) if found else None
+    notes: list[str] = []
+    images = _read_pairs(folder, masks, notes)
+    for child in children:
+        if child not in masks:
+            images += [replace(image, folder=child.name) for image in _read_pairs(child, masks, notes)]
+    return _read_unsplit(name, [], images, masks, notes) if images else None
 
 
 def _read_named(folder: Path, name: str, named: Named) -> Category:
@@ -80,7 +77,7 @@ def _read_named(folder: Path, name: str, named: Named) -> Category:
     good = [named.good] if named.good else []
     if named.train is None:
         return _read_unsplit(name, good, kinds, masks)
-    return _category(name, list_images(named.train), [*_good_images(good), *kinds], masks, [])
+    return _category(name, _photographs(named.train), [*_good_images(good), *kinds], masks, [])
 
 
 def _read_split(
@@ -104,44 +101,45 @@ def _read_split(
         inside_test += [each for each in found if each not in masks]
         folders = [child for child in inside if child not in found and list_images(child)]
         kinds += folders
-        tests += [] if folders else _read_pairs(part, found)
+        tests += [] if folders else _read_pairs(part, found, notes)
     images: list[Path] = []
-    left_out = 0
     for part in train:
-        good, others = _read_training(part, kinds, () if kinds else masks, {image.mask for image in tests})
-        images += good
-        left_out += others
-    if left_out:
-        notes.append(f"{left_out} training images show defects and were left out: only good ones train.")
+        images += _read_training(part, kinds, () if kinds else masks, {image.mask for image in tests}, notes)
     return _category(name, images, [*tests, *_read_kinds(kinds)], masks or inside_test, notes)
 
 
 def _read_training(
-    folder: Path, kinds: Sequence[Path], masks: Sequence[Path], of_tests: Container[Path | None]
-) -> tuple[list[Path], int]:
-    """The good images of a training folder, and how many others it has.
+    folder: Path, kinds: Sequence[Path], masks: Sequence[Path], of_tests: Container[Path | None], notes: list[str]
+) -> list[Path]:
+    """The good images of a training folder.
 
     kinds: the folders of test images: one of the same name is of defects here too.
     masks: folders of masks for images that lie in the folder itself, where test images lie so too.
     of_tests: masks that belong to test images, which may have the same names.
+    notes: what is left out is said here.
     """
-    children = _children(folder)
-    good, beside = _having(children, GOOD_FOLDERS), _mask_folders(children)
-    if good:
-        return _images_in(good), len(list_images(folder, without=[*good, *beside]))
-    if pairs := _read_pairs(folder, masks):
-        bad = [image.path for image in pairs if image.anomalous and image.mask not in of_tests]
-        return [image.path for image in pairs if image.path not in bad], len(bad)
-    names = [plain_name(kind.name) for kind in kinds if plain_name(kind.name) not in GOOD_FOLDERS]
-    others = _having(children, (*BAD_FOLDERS, *names))
-    return list_images(folder, without=[*others, *beside]), len(_images_in(others))
+    children, every = _children(folder), _photographs(folder)
+    if good := _having(children, GOOD_FOLDERS):
+        train = [image for each in good for image in _photographs(each)]
+    elif pairs := _read_pairs(folder, masks, notes):
+        every = [image.path for image in pairs]
+        train = [image.path for image in pairs if not image.anomalous or image.mask in of_tests]
+    else:
+        names = [plain_name(kind.name) for kind in kinds if plain_name(kind.name) not in GOOD_FOLDERS]
+        others = {image for each in _having(children, (*BAD_FOLDERS, *names)) for image in _photographs(each)}
+        train = [image for image in every if image not in others]
+    if left_out := len(every) - len(train):
+        notes.append(f"Left out of training, because they show defects: {left_out} of {len(every)} images.")
+    return train
 
 
-def _read_unsplit(name: str, good: Sequence[Path], images: Sequence[TestImage], masks: Sequence[Path]) -> Category:
+def _read_unsplit(
+    name: str, good: Sequence[Path], images: Sequence[TestImage], masks: Sequence[Path], notes: Sequence[str] = ()
+) -> Category:
     """Read good folders, and images of kinds, without a split: a seeded share of the good images trains."""
     normal = [*_good_images(good), *(image for image in images if not image.anomalous)]
     train, tests, note = _split(normal)
-    return _category(name, train, [*tests, *(image for image in images if image.anomalous)], masks, [note])
+    return _category(name, train, [*tests, *(image for image in images if image.anomalous)], masks, [*notes, note])
 
 
 def _split(good: Sequence[TestImage]) -> tuple[list[Path], list[TestImage], str]:
@@ -198,27 +196,27 @@ def _several_masks(bad: Sequence[Path], folders: Sequence[Path]) -> bool:
     return bool(bad) and all((image.parent.name, image.stem) in owners for image in bad)
 
 
-def _read_pairs(folder: Path, masks: Sequence[Path], root: Path | None = None) -> list[TestImage]:
-    """Label the images in a folder by their masks: bad is what has a mask that marks something.
+def _read_pairs(folder: Path, masks: Sequence[Path], notes: list[str]) -> list[TestImage]:
+    """Label the images in a folder by their masks. Without any mask nothing is known, and nothing returned.
 
-    Where good images have empty masks, an image without one is neither good nor bad and left out. Without any mask
-    nothing is known, and nothing returned.
+    Where few images have one, these are bad. Where most have one, good images have empty masks (KolektorSDD), and what
+    has none is neither good nor bad: it is left out, and `notes` say so.
     """
     folders = [*masks, *_mask_folders(_children(folder))]
     images, beside = split_masks(_flat_images(folder))
     pairs = {**pair_masks(images, folders, _images_in(folders)), **beside}
     if not pairs:
         return []
-    from cfa_cli.data.masks import marks_something
+    bad = set(pairs)
+    if 2 * len(pairs) > len(images):
+        from cfa_cli.data.masks import marks_something
 
-    marked = {image for image, mask in pairs.items() if marks_something(mask)}
-    all_have_one = len(marked) < len(pairs)
-    below = _below(images[0], root or folder)
-    return [
-        TestImage(image, "bad", pairs[image], below) if image in marked else TestImage(image, GOOD, None, below)
-        for image in images
-        if image in pairs or not all_have_one
-    ]
+        bad = {image for image, mask in pairs.items() if marks_something(mask)}
+        if without := [image.name for image in images if image not in pairs]:
+            count = f"{len(without)} of {len(images)} images in {folder}"
+            notes.append(f"Left out, because most images have a mask and these have none: {count} ({without[0]}).")
+            images = [image for image in images if image in pairs]
+    return [TestImage(image, "bad", pairs[image]) if image in bad else TestImage(image, GOOD) for image in images]
 
 
 def _read_kinds(folders: Sequence[Path]) -> list[TestImage]:
@@ -227,28 +225,33 @@ def _read_kinds(folders: Sequence[Path]) -> list[TestImage]:
     tests = _good_images(good)
     for each in folders:
         if each not in good:
-            tests += [TestImage(image, _kind(each), None, _below(image, each)) for image in _bad_images(each)]
+            tests += [TestImage(image, _kind(each), None, _below(image, each)) for image in _photographs(each)]
     return tests
 
 
 def _good_images(folders: Sequence[Path]) -> list[TestImage]:
-    return [TestImage(image, GOOD, None, _below(image, each)) for each in folders for image in list_images(each)]
+    return [TestImage(image, GOOD, None, _below(image, each)) for each in folders for image in _photographs(each)]
 
 
 def _images_of_kinds(folders: Sequence[Path]) -> list[TestImage]:
     """The images of folders of defects: of the kind that a subfolder names, or else the folder itself."""
     found = []
     for folder in folders:
-        for image in _bad_images(folder):
+        for image in _photographs(folder):
             parts = image.relative_to(folder).parts
             where = folder / parts[0] if len(parts) > 1 else folder
             found.append(TestImage(image, _kind(where), None, _below(image, where)))
     return found
 
 
-def _bad_images(folder: Path) -> list[Path]:
-    """The images of a folder of defects, without the masks that lie beside or below them."""
-    return split_masks(list_images(folder, without=_mask_folders(_children(folder))))[0]
+def _photographs(folder: Path) -> list[Path]:
+    """The images in a folder and below, without the masks that lie beside them or in folders of masks."""
+    images = [
+        image
+        for image in list_images(folder)
+        if not any(plain_name(part) in SURE_MASK_FOLDERS for part in image.relative_to(folder).parts[:-1])
+    ]
+    return split_masks(images)[0]
 
 
 def _kind(folder: Path) -> str:
@@ -277,7 +280,7 @@ def _children(folder: Path) -> list[Path]:
 def _mask_folders(children: Sequence[Path]) -> list[Path]:
     """Those of the folders that hold masks by their name; labels and annotations are often of another form."""
     found = _having(children, MASK_FOLDERS)
-    return [each for each in found if plain_name(each.name)[:5] not in ("label", "annot") or list_images(each)]
+    return [each for each in found if plain_name(each.name) in SURE_MASK_FOLDERS or list_images(each)]
 
 
 def _flat_images(folder: Path) -> list[Path]:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-MASK_FOLDERS = ("ground_truth", "groundtruth", "gt", "mask", "masks", "label", "labels", "annotation", "annotations")
+SURE_MASK_FOLDERS = ("ground_truth", "groundtruth", "gt", "mask", "masks")
+MASK_FOLDERS = (*SURE_MASK_FOLDERS, "label", "labels", "annotation", "annotations")  # which may be other things, too
 _WORD = "mask|gt|label|annotation"
 _AFFIX = re.compile(rf"(?P<before>.+)[_-](?:{_WORD})|(?:{_WORD})[_-](?P<behind>.+)")
 

@@ -105,14 +105,19 @@ def test_masks_that_lie_beside_their_images(tmp_path):
 def test_images_in_one_folder_and_masks_in_another(tmp_path):
     """What has a mask that marks something is bad, whatever the folders are called."""
     touch(tmp_path, *numbered("images/{}.jpg", 12))
-    for number in (3, 4, 5):
-        write_mask(tmp_path / f"masks/{number}.png", number < 5)
-    with pytest.raises(InputError, match="has 0 training images"):  # an empty mask says: those without one are not good
-        open_dataset(str(tmp_path))
-    (tmp_path / "masks/5.png").unlink()
+    for number in (3, 4):
+        write_mask(tmp_path / f"masks/{number}.png", True)
     category = only(tmp_path)
     assert masks_of(category, tmp_path) == {f"images/{n}.jpg": f"masks/{n}.png" for n in (3, 4)}
     assert (len(category.train), len(category.test)) == (8, 4)
+    write_mask(tmp_path / "masks/5.png", False)  # where most images have none, an empty one is a fault
+    assert len(masks_of(only(tmp_path), tmp_path)) == 3
+
+
+def test_masks_are_no_images_of_good_parts(tmp_path):
+    touch(tmp_path, *numbered("good/{}.png", 5), *numbered("good/{}_mask.png", 5), "good/gt/1.png", "bad/1.png")
+    category = only(tmp_path)
+    assert (len(category.train), len(category.test)) == (4, 2)
 
 
 def test_defects_among_the_training_images_do_not_train(tmp_path):
@@ -125,7 +130,7 @@ def test_defects_among_the_training_images_do_not_train(tmp_path):
         write_mask(tmp_path / f"c/masks/{number}.png", True)
     for category in open_dataset(str(tmp_path)).categories:
         assert len(category.train) == 4
-        assert any("3 training images show defects and were left out" in note for note in category.notes)
+        assert any("because they show defects: 3 of 7 images" in note for note in category.notes)
         assert Counter(image.anomalous for image in category.test)[True] == 1
 
 
@@ -236,7 +241,8 @@ def test_kolektorsdd2(tmp_path):
     assert [path.name for path in category.train] == numbered("2000{}.png", 6)
     assert Counter(image.kind for image in category.test) == {"good": 3, "bad": 2}
     assert masks_of(category, tmp_path) == {f"test/2000{n}.png": f"test/2000{n}_GT.png" for n in (3, 4)}
-    assert any("2 training images show defects and were left out" in note for note in category.notes)
+    assert any("have none: 1 of 9 images" in note and "20001 (copy).png" in note for note in category.notes)
+    assert any("because they show defects: 2 of 8 images" in note for note in category.notes)
     assert only(tmp_path).train == category.train
 
 
