@@ -94,12 +94,13 @@ def score_labelled(model: Model, images: LabelledImages, max_pixels: float, prog
             else:
                 yield prediction
 
+    keep = model.bundle.tensors.get("keep")  # (H, W), 0 on what the model ignores: its pixels say nothing
     every = max(1, -(-len(images.good) * math.prod(model.bundle.geometry.input_size) // PIXELS))
     for prediction in score(images.good):
         assert prediction.score is not None
         assert prediction.score_map is not None
         assert prediction.statistics is not None
-        pixels = prediction.score_map.ravel()
+        pixels = prediction.score_map.ravel() if keep is None else prediction.score_map[keep > 0]
         found.scores.append(prediction.score)
         found.maps.append(pixels if every == 1 else np.append(pixels[::every], pixels.max()))
         found.statistics.append(prediction.statistics)

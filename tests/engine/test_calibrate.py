@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from cfa_cli import calibrate, load_bundle, predict, save_bundle
+from cfa_cli import FitConfig, calibrate, fit, load_bundle, predict, save_bundle
 from cfa_cli.engine.calibrate import tabulate
 from cfa_cli.errors import BundleError, InputError, UsageError
 from tests.conftest import write_part
@@ -111,6 +111,16 @@ def test_a_threshold_alone(model):
     assert found.evidence.choice == "threshold"
     again = calibrate(found.bundle, max_fpr=0.25)  # and back
     assert again.bundle.calibration.threshold == pytest.approx(before.calibration.threshold)
+
+
+def test_what_the_model_ignores_has_no_say(good_dir, labelled, tmp_path):
+    mask = np.zeros((72, 80), np.uint8)
+    mask[:, :60] = 255
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    bundle = fit(good_dir, FitConfig(weights="embedded", size=(64, 64), epochs=1), ignore=tmp_path / "mask.png").bundle
+    found = calibrate(bundle, labelled / "good", replace_holdout=True).bundle.calibration
+    assert found.display_low > 0  # the median of what is kept; of all pixels it is that of the ignored ones, 0
+    assert found.extent_threshold > found.display_low
 
 
 def test_a_model_of_an_earlier_version(labelled):
