@@ -49,7 +49,7 @@ def to_input(image: np.ndarray, geometry: Geometry) -> Tensor:
     full_scale = float(np.iinfo(image.dtype).max)
     pixels = _resize_and_crop(image, geometry)
     mean, std = torch.tensor(geometry.mean).view(3, 1, 1), torch.tensor(geometry.std).view(3, 1, 1)
-    return (pixels[0] / full_scale - mean) / std
+    return pixels[0].div_(full_scale).sub_(mean).div_(std)  # in place: a large image's values are gigabytes
 
 
 def keep_at_input(ignored: np.ndarray, geometry: Geometry) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, repeat
 
 import torch
@@ -17,6 +17,9 @@ from cfa_cli.model.scoremap import position_baseline, position_scores
 from cfa_cli.model.search import NeighbourSearch
 from cfa_cli.model.tiles import row_bands
 from cfa_cli.records import Progress, ProgressCallback
+
+MOST_COMPRESSED = 20_000  # descriptors that scikit-learn's K-means takes in seconds; more are clustered by drawn ones
+FEW = 4  # a share of the positions below 1 / FEW is described one by one
 
 
 def resolve_gamma_c(gamma_c: float | None, grid: tuple[int, int]) -> float:
@@ -52,53 +55,61 @@ def build_bank(
 
     Returns (M, D) float32, M = h*w / gamma_c, of the positions that are not ignored.
     """
-    device = descriptor.weight.device
-    steps, passes = count(1), 1 + KMEANS_ITERATIONS if config.bank == "kmeans" else 1
-
-    def kept() -> Iterator[Tensor | None]:
-        for image in images:
-            positions = store.kept([image])
-            yield None if positions is None else positions.flatten().to(device)
+    device, bank = descriptor.weight.device, config.bank
+    _, height, width = store.shapes[0]
+    thinned = bank == "kmeans" or (bank == "mean" and height * width > MOST_COMPRESSED and config.gamma_c != 1)
+    steps, passes = count(1), 1 + KMEANS_ITERATIONS if thinned else 1
 
     def drawable() -> Iterator[DrawnDescriptors]:
-        for index, own in zip(images, kept(), strict=True):
+        for index in images:
+            kept = store.kept([index])
+            own = None if kept is None else kept.flatten().to(device)
             yield DrawnDescriptors(store.levels([index], device), descriptor, own)
             image, rest = divmod(next(steps), passes)
             if not rest:
                 progress(Progress("building the bank", image, len(images)))
 
-    _, height, width = store.shapes[0]
+    known = _known(store, images)
     with torch.no_grad():
-        if config.bank == "kmeans":
-            clusters = count_centroids(config.gamma_c, (height, width), _count_known(store, images))
-            return kmeans_bank(drawable, len(images), clusters, config.seed)
-        if config.bank == "mean":
-            bank = mean_bank((each.all() for each in drawable()), kept())
-        else:
-            bank = ema_bank(each.kept() for each in drawable())
-        return compress(bank, count_centroids(config.gamma_c, (height, width), len(bank)), config.seed)
+        if bank == "ema":
+            each = drawable()
+            first = next(each)
+            start = _cluster(first, count_centroids(config.gamma_c, (height, width), len(first)), config.seed)
+            return ema_bank(start, (image.parts() for image in each))
+        clusters = count_centroids(config.gamma_c, (height, width), None if known is None else int(known.sum()))
+        if bank == "mean":
+            kept = [store.kept([index]) for index in images]
+            return _cluster(MeanDescriptors(drawable, kept, known, (height, width)), clusters, config.seed)
+        return kmeans_bank(drawable, len(images), clusters, config.seed)
 
 
-def _count_known(store: FeatureStore, images: Sequence[int]) -> int:
-    """Count the positions that some image does not ignore."""
+def _cluster(descriptors: DrawnDescriptors | MeanDescriptors, clusters: int, seed: int) -> Tensor:
+    """Cluster an image's descriptors, or the images' mean ones: (M, D)."""
+    if len(descriptors) <= MOST_COMPRESSED or clusters == len(descriptors):
+        return compress(descriptors[torch.arange(len(descriptors))], clusters, seed)
+    return kmeans_bank(lambda: [descriptors], 1, clusters, seed)
+
+
+def _known(store: FeatureStore, images: Sequence[int]) -> Tensor | None:
+    """Return which positions (h, w) bool some image does not ignore; None: all."""
     _, height, width = store.shapes[0]
     known = torch.zeros(1, height, width, dtype=torch.bool)
     for image in images:
         own = store.kept([image])
         if own is None:
-            return height * width
+            return None
         known = known | own
-    return int(known.sum())
+    return known[0]
 
 
 class DrawnDescriptors:
-    """An image's descriptors (h*w, D), of which few are looked at: computed by bands of rows, and not kept.
+    """An image's descriptors (h*w, D), of which few are looked at: computed where they are, and not kept.
 
     kept: (h*w,) bool, those that there are; None: all.
     """
 
     def __init__(self, levels: Sequence[Tensor], descriptor: Descriptor, kept: Tensor | None = None) -> None:
-        self._levels, self._descriptor = levels, descriptor
+        self._levels, self._descriptor, self._kept = levels, descriptor, kept
         self._places = None if kept is None else torch.nonzero(kept)[:, 0]
 
     def __len__(self) -> int:
@@ -106,28 +117,59 @@ class DrawnDescriptors:
             return len(self._places)
         return self._levels[0].shape[2] * self._levels[0].shape[3]
 
-    def all(self) -> Tensor:
-        """Return all descriptors (h*w, D), those that are ignored too."""
-        descriptors: Tensor = self._descriptor(self._levels)
-        return descriptors.flatten(0, 2)
-
-    def kept(self) -> Tensor:
-        """Return those that there are, (n, D)."""
-        return self.all() if self._places is None else self.all()[self._places]
-
     def __getitem__(self, positions: Tensor) -> Tensor:
         """Return the descriptors (n, D) at positions (n,) int64, counted among those that there are."""
+        positions = positions.to(self._levels[0].device)
+        return self.at(positions if self._places is None else self._places[positions])
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Return the descriptors (n, D) at positions (n,) int64 of the whole grid."""
         height, width = self._levels[0].shape[2:]
         positions = positions.to(self._levels[0].device)
-        if self._places is not None:
-            positions = self._places[positions]
-        drawn = self._levels[0].new_empty(len(positions), len(self._descriptor.bias))
+        if len(positions) * FEW < height * width:
+            return self._descriptor.at(self._levels, positions)
+        whole: Tensor = self._descriptor(self._levels)
+        return whole.flatten(0, 2)[positions]
+
+    def parts(self) -> Iterator[Tensor]:
+        """Yield those that there are, (n, D), n > 0, by bands of rows."""
+        height, width = self._levels[0].shape[2:]
         for rows in row_bands(height, width):
-            first, last = rows or (0, height)
-            within = (positions >= first * width) & (positions < last * width)
-            band = self._descriptor(self._levels, rows).flatten(0, 2)
-            drawn[within] = band[positions[within] - first * width]
-        return drawn
+            band: Tensor = self._descriptor(self._levels, rows).flatten(0, 2)
+            if self._kept is not None:
+                first, last = rows or (0, height)
+                band = band[self._kept[first * width : last * width]]
+            if len(band):
+                yield band
+
+
+class MeanDescriptors:
+    """The mean of images' descriptors at each position, over the images that do not ignore it.
+
+    images: called for each pass; gives the images' descriptors.
+    kept: of each image (1, h, w) bool, or None: all.
+    known: (h, w) bool, the positions that there are; None: all.
+    grid: (h, w).
+    """
+
+    def __init__(
+        self,
+        images: Callable[[], Iterable[DrawnDescriptors]],
+        kept: Sequence[Tensor | None],
+        known: Tensor | None,
+        grid: tuple[int, int],
+    ) -> None:
+        self._images, self._kept = images, kept
+        self._places = torch.arange(grid[0] * grid[1]) if known is None else torch.nonzero(known.flatten())[:, 0]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Return the means (n, D) at positions (n,) int64, counted among those that there are."""
+        places = self._places[positions]
+        kept = (None if own is None else own.flatten()[places] for own in self._kept)
+        return mean_bank((image.at(places) for image in self._images()), kept)
 
 
 def score_positions(

@@ -5,6 +5,7 @@ The backbone is frozen and its input is not augmented, so every epoch would comp
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from cfa_cli.data.depth import widen
 from cfa_cli.engine.ignore import Ignore
 from cfa_cli.engine.memory import available_memory
 from cfa_cli.engine.reading import read_ahead
-from cfa_cli.engine.workers import Workers, images_at_a_time
+from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
@@ -33,6 +33,7 @@ from cfa_cli.records import MAX_PIXELS, Geometry, ImageStatistics, Progress, Pro
 BATCH_SIZE = 8  # images whose maps are computed at a time
 
 MEMORY_SHARE = 0.4  # of the memory that is free: past it, the feature maps go to a file
+MOST_MEMORY = 1_000_000_000  # bytes: 1,400 images at 224 x 224 px; a file's pages are as quick while memory is free
 
 
 class FeatureStore:
@@ -40,7 +41,7 @@ class FeatureStore:
 
     shapes: (C_l, h_l, w_l) of each map.
     capacity: images.
-    budget: bytes of memory that may be used; None: 40 % of what is free.
+    budget: bytes of memory that may be used; None: 40 % of what is free, but at most 1 GB.
 
     The file lies in the cache folder and has no name there (or is deleted by the system when it closes), so nothing of
     it stays behind, not even after a crash. Raises InputError if the disk cannot hold it.
@@ -53,7 +54,10 @@ class FeatureStore:
         self._sizes = [prod(shape) for shape in shapes]
         row = sum(self._sizes)
         self._file: IO[bytes] | None = None
-        if capacity * row * 2 <= (available_memory() * MEMORY_SHARE if budget is None else budget):
+        self._mapped: mmap.mmap | None = None
+        if budget is None:
+            budget = min(MOST_MEMORY, int(available_memory() * MEMORY_SHARE))
+        if capacity * row * 2 <= budget:
             self._rows = torch.empty(capacity, row, dtype=torch.float16)
         else:
             self._rows = self._map_file(capacity, row)
@@ -71,19 +75,35 @@ class FeatureStore:
         batch = len(levels[0])
         self._kept += [None] * batch if kept is None else kept
         limit = torch.finfo(torch.float16).max
-        # Channels last: as the projection reads them.
-        flat = [level.permute(0, 2, 3, 1).flatten(1).clamp(-limit, limit) for level in levels]
-        self._rows[self.count : self.count + batch] = torch.cat(flat, dim=1).to("cpu", torch.float16)
+        places = self._split(self._rows[self.count : self.count + batch])
+        for place, level in zip(places, levels, strict=True):
+            place.copy_(level)
+            place.clamp_(-limit, limit)
         self.count += batch
+        self._let_go()
 
     def levels(self, indices: Sequence[int] | Tensor, device: torch.device) -> list[Tensor]:
-        """Return the feature maps [(B, C_l, h_l, w_l)] float32, channels last in memory, of the images at `indices`."""
-        rows = self._rows[torch.as_tensor(indices)].to(device).float()
+        """Return the feature maps [(B, C_l, h_l, w_l)] of the images at `indices`, in half precision, as they are kept.
+
+        Those of a single image are not copied.
+        """
+        self._let_go()
+        first = int(indices[0])
+        rows = self._rows[first : first + 1] if len(indices) == 1 else self._rows[torch.as_tensor(indices)]
+        return self._split(rows.to(device))
+
+    def _split(self, rows: Tensor) -> list[Tensor]:
+        """Return the feature maps [(B, C_l, h_l, w_l)] in rows (B, n): channels last, as the projection reads them."""
         parts = torch.split(rows, self._sizes, dim=1)
         return [
             part.view(-1, height, width, channels).permute(0, 3, 1, 2)
             for part, (channels, height, width) in zip(parts, self.shapes, strict=True)
         ]
+
+    def _let_go(self) -> None:
+        """Take the file's pages out of the process: the system keeps them as long as there is memory for them."""
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def kept(self, indices: Sequence[int] | Tensor) -> Tensor | None:
         """Return which positions of the images at `indices` are not ignored: (B, h, w) bool; None if all are kept."""
@@ -99,7 +119,7 @@ class FeatureStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._rows
+        del self._rows, self._mapped
         if self._file is not None:
             self._file.close()
 
@@ -111,14 +131,15 @@ class FeatureStore:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with the store
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file.fileno(), 0, size)  # a full disk is said now, not by a bus error
-            mapped = np.memmap(self._file, np.float16, mode="w+", shape=(capacity, row))
+            self._file.truncate(size)
+            self._mapped = mmap.mmap(self._file.fileno(), size)
         except OSError as error:
             raise InputError(
                 f"The features of {capacity} images need {size / 1e9:.1f} GB, more than memory or {folder} have room "
                 f"for: {error.strerror or error}.",
                 "Train on fewer images, choose a smaller --size, or set XDG_CACHE_HOME to a larger disk.",
             ) from error
-        return torch.from_numpy(mapped)
+        return torch.frombuffer(self._mapped, dtype=torch.float16).view(capacity, row)
 
 
 def store_features(
@@ -155,7 +176,7 @@ def store_features(
 
     def flush() -> None:
         if waiting:
-            for levels in workers.map(extract, workers.split(torch.stack(waiting))):
+            for levels in workers.map(extract, workers.split(in_batch(waiting))):
                 store.append(levels, kept[: len(levels[0])])
                 del kept[: len(levels[0])]
             waiting.clear()

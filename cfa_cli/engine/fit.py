@@ -35,6 +35,8 @@ from cfa_cli.model.scoremap import ScoreMap, kept_positions
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import MAX_PIXELS, Bundle, Calibration, FitResult, Geometry, Progress, ProgressCallback, Source
 
+MAP_PIXELS = 512 * 512  # of each held-out map that thresholds are chosen from: a larger map is smooth between them
+
 
 def fit(
     good: str | Path | Sequence[Path],
@@ -229,6 +231,12 @@ def _learn(
     return _Learned(descriptor, bank, radius, losses)
 
 
+def _thin(pixels: np.ndarray) -> np.ndarray:
+    """Return a map's pixels (n,), of a large one evenly spread ones and the highest, so that many maps can be held."""
+    pixels = pixels.ravel()
+    return pixels if len(pixels) <= MAP_PIXELS else np.append(pixels[:: -(-len(pixels) // MAP_PIXELS)], pixels.max())
+
+
 def _calibrate(
     positions: Tensor,
     kept: Tensor | None,
@@ -246,9 +254,9 @@ def _calibrate(
     maps = []
     for own, others, keep in zip(positions, baselines_without, keeps, strict=True):
         if keep is None:
-            maps.append(score_map(own / others).numpy())
+            maps.append(_thin(score_map(own / others).numpy()))
         else:
-            maps.append(score_map((own / others)[None], keep[None])[0][keep > 0].numpy())
+            maps.append(_thin(score_map((own / others)[None], keep[None])[0][keep > 0].numpy()))
     scores = [float(each.max()) for each in maps]
     if not all(map(math.isfinite, (*learned.losses, *scores))) or not bool(learned.descriptor.weight.isfinite().all()):
         raise UsageError(

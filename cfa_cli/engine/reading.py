@@ -36,7 +36,7 @@ class Decoded:
     error: str | None
     seconds: float
     misfit: Misfit | None = None  # in what its values do not fit the model
-    bytes: int = 0  # of the image while it was read, whether or not it is kept
+    bytes: int = 0  # of the image while it was read, whether or not it is kept, and of the input
     statistics: ImageStatistics | None = None
     keep: Tensor | None = None  # (H, W) float32, 1 on what is kept, 0 on what is ignored; None: as the model says
 
@@ -102,7 +102,7 @@ def read_as_they_come(
                 raise
             return Decoded(plain, None, None, does_not_fit(source), time.perf_counter() - start)
         kept, seconds = image if keep_images else None, time.perf_counter() - start
-        return Decoded(plain, tensor, kept, None, seconds, misfit, image.nbytes, statistics, keep)
+        return Decoded(plain, tensor, kept, None, seconds, misfit, image.nbytes + tensor.nbytes, statistics, keep)
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:
         waiting: deque[Future[Decoded]] = deque()

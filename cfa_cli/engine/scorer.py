@@ -20,7 +20,7 @@ from cfa_cli.data.misfits import find_misfits
 from cfa_cli.engine.ignore import Ignore
 from cfa_cli.engine.reading import Decoded, does_not_fit, read_as_they_come
 from cfa_cli.engine.thresholds import normalize
-from cfa_cli.engine.workers import Workers, images_at_a_time
+from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
 from cfa_cli.errors import BundleError, CfaError, DeviceError, is_out_of_memory
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
@@ -270,8 +270,8 @@ def _score_inputs(
         same = list(group)
         keeps = [keep for _, keep in same if keep is not None]  # of all or of none
         try:
-            images = torch.stack([one for one, _ in same])
-            scores, maps = scorer(images, torch.stack(keeps)) if keeps else scorer(images)
+            images = in_batch([one for one, _ in same])
+            scores, maps = scorer(images, in_batch(keeps)) if keeps else scorer(images)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

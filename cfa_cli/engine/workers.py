@@ -24,6 +24,11 @@ def images_at_a_time(size: tuple[int, int], most: int) -> int:
     return max(1, min(most, PIXELS_AT_A_TIME // (size[0] * size[1])))
 
 
+def in_batch(images: Sequence[Tensor]) -> Tensor:
+    """Return images of one shape (...) as one tensor (B, ...); a single one, which may be large, is not copied."""
+    return images[0][None] if len(images) == 1 else torch.stack(list(images))
+
+
 class Workers:
     """The CPU's threads, shared out over at most `batch_size` images at a time.
 

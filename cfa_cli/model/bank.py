@@ -44,27 +44,25 @@ def mean_bank(descriptors: Iterable[Tensor], kept: Iterable[Tensor | None] = rep
     return (total[known] / count[known]).to(image)
 
 
-def ema_bank(descriptors: Iterable[Tensor], rate: float = EMA_RATE) -> Tensor:
+def ema_bank(bank: Tensor, images: Iterable[Iterable[Tensor]], rate: float = EMA_RATE) -> Tensor:
     """Move centroids by an exponential moving average (paper, section III-C).
 
-    The paper clusters the first image's h*w descriptors into h*w centroids, which are the descriptors themselves. Each
-    further image then moves every centroid c towards its nearest descriptor n there: c <- (1 - rate) c + rate n.
+    Each image moves every centroid c towards its nearest descriptor n there: c <- (1 - rate) c + rate n.
 
-    descriptors: (h*w, D) float32 for each image.
+    bank: (M, D) float32, the clusters of the first image's descriptors: these themselves where M is their number.
+    images: further images, each as parts (n, D) float32 of its descriptors; n is at least 1.
     rate: of the moving average, 0 to 1.
 
-    Returns (h*w, D) float32. Raises ValueError if there are no descriptors.
+    Returns (M, D) float32.
     """
-    bank: Tensor | None = None
-    for image in descriptors:
-        if bank is None:
-            bank = image.clone()
-        else:
-            search = NeighbourSearch(image)
-            _, nearest = search(search.project(bank), 1)
-            bank = bank.lerp(image[nearest[:, 0]], rate)
-    if bank is None:
-        raise ValueError("no descriptors")
+    for parts in images:
+        closest, nearest = bank.new_full((len(bank), 1), torch.inf), bank.clone()
+        for part in parts:
+            search = NeighbourSearch(part)
+            squared, indices = search(search.project(bank), 1)
+            nearest = torch.where(squared < closest, part[indices[:, 0]], nearest)
+            closest = torch.minimum(squared, closest)
+        bank = bank.lerp(nearest, rate)
     return bank
 
 

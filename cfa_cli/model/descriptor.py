@@ -55,6 +55,10 @@ class Descriptor(nn.Module):
         """
         return describe(levels, self.weight.flatten(1), self.bias, rows)
 
+    def at(self, levels: Sequence[Tensor], positions: Tensor) -> Tensor:
+        """Map levels of a single image to the descriptors (n, D) at positions (n,) int64, counted row by row."""
+        return describe_at(levels, self.weight.flatten(1), self.bias, positions)
+
     def in_frame(self, frame: Frame) -> tuple[Tensor, Tensor]:
         """Return the weight (D, C + 2) and bias (D,) for `describe` that give the descriptors in the frame."""
         return frame.axes.T @ self.weight.flatten(1), (self.bias - frame.origin) @ frame.axes
@@ -70,11 +74,14 @@ class Descriptor(nn.Module):
 def describe(levels: Sequence[Tensor], weight: Tensor, bias: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
     """Map levels [(B, C_l, h_l, w_l)] by a weight (D, C + 2) and bias (D,) to descriptors (B, h, w, D).
 
+    levels: in any precision; all is computed in float32.
     rows: the first row of the first level's grid and that after the last; None: all.
     """
     _, _, height, width = levels[0].shape
     place = coordinates(height, width, weight)
-    if rows is not None:
+    if rows is None:
+        levels = [_widen(level) for level in levels]
+    else:
         place = place[slice(*rows)]
         levels = [_interpolate_rows(level, rows, height) for level in levels]
     batch, _, height, width = levels[0].shape
@@ -88,6 +95,29 @@ def describe(levels: Sequence[Tensor], weight: Tensor, bias: Tensor, rows: tuple
     return result
 
 
+def describe_at(levels: Sequence[Tensor], weight: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
+    """Do what `describe` does at some positions (n,) int64 of a single image, counted row by row: (n, D).
+
+    Where they are few, it is much less work: levels are interpolated there alone.
+    """
+    _, _, height, width = levels[0].shape
+    rows, columns = positions // width, positions % width
+    features = []
+    for level in levels:
+        values = level[0].permute(1, 2, 0)
+        if level.shape[2:] == (height, width):
+            features.append(values[rows, columns].float())
+            continue
+        above, below, down = _between(rows, level.shape[2], height)
+        left, right, along = _between(columns, level.shape[3], width)
+        upper, lower = (
+            values[row, left].float().lerp(values[row, right].float(), along[:, None]) for row in (above, below)
+        )
+        features.append(upper.lerp(lower, down[:, None]))
+    features.append(coordinates(height, width, weight)[rows, columns])
+    return torch.addmm(bias, torch.cat(features, dim=1), weight.T)
+
+
 def coordinates(height: int, width: int, like: Tensor) -> Tensor:
     """Return each position's row and column scaled to [-1, 1]: (h, w, 2); a single row or column lies at -1."""
     rows = torch.linspace(-1, 1, height, dtype=like.dtype, device=like.device)
@@ -98,12 +128,21 @@ def coordinates(height: int, width: int, like: Tensor) -> Tensor:
 def _interpolate_rows(level: Tensor, rows: tuple[int, int], height: int) -> Tensor:
     """Return what a level (B, C, h_l, w_l) has at some of `height` rows, bilinear, align_corners false."""
     if level.shape[2] == height:
-        return level[:, :, slice(*rows)]
-    centres = (torch.arange(*rows, device=level.device) + 0.5) * (level.shape[2] / height) - 0.5
-    centres = centres.clamp(0, level.shape[2] - 1)
+        return _widen(level[:, :, slice(*rows)])
+    below, above, share = _between(torch.arange(*rows, device=level.device), level.shape[2], height)
+    return _widen(level[:, :, below]).lerp(_widen(level[:, :, above]), share[:, None])
+
+
+def _between(places: Tensor, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return between which two of `source` rows (or columns) some of `target` lie, and how close to the second."""
+    centres = ((places + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
     below = centres.long()
-    above = (below + 1).clamp_max(level.shape[2] - 1)
-    return level[:, :, below].lerp(level[:, :, above], (centres - below)[:, None])
+    return below, (below + 1).clamp_max(source - 1), centres - below
+
+
+def _widen(level: Tensor) -> Tensor:
+    """Return a level (B, C, h, w) in float32, channels last where it was not."""
+    return level if level.dtype == torch.float32 else level.to(torch.float32, memory_format=torch.channels_last)
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:

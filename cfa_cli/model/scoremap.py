@@ -12,6 +12,7 @@ BASELINE_SIGMA = 2.0  # positions: neighbours' statistics are pooled, as held-ou
 BASELINE_PRIOR = 8  # images' worth of the assumption that all positions are alike
 BASELINE_FLOOR = 0.05  # of the average: where good images do not differ at all, rounding is no defect
 SMALLEST_SHARE = 1e-3  # of the Gaussian's weight: a pixel with less of it has no position near it, and fades out
+BLOCK = 512  # px of a map's side that are made at a time
 KEPT_SHARE = 0.5  # of a position's pixels: fewer, and the position is ignored
 
 
@@ -59,9 +60,9 @@ class ScoreMap(nn.Module):
     """Position scores (B, h, w) to score maps (B, H, W): bilinear upsampling, then a Gaussian.
 
     Both steps are linear and separable, so together they are one matrix for the rows and one for the columns:
-    map = R S Cᵀ. Even at 8192 px that takes less memory than a convolution of the map, and far less time than the
-    backbone. The Gaussian is cut off at 4 sigma and mirrors at the border with the edge pixel repeated, as
-    scipy.ndimage's default does. `sigma` is in pixels of the network's input.
+    map = R S Cᵀ. Both are banded: a pixel looks at the few positions near it. So large maps are made block by block, in
+    time that grows with their pixels. The Gaussian is cut off at 4 sigma and mirrors at the border with the edge pixel
+    repeated, as scipy.ndimage's default does. `sigma` is in pixels of the network's input.
 
     keep: (H, W) float32, 1 on pixels that are kept and 0 on those that are ignored; None keeps all. Ignored positions
     count for nothing, and the map is divided by what the others weigh (a normalised convolution), so that it does not
@@ -77,6 +78,7 @@ class ScoreMap(nn.Module):
         super().__init__()
         self.register_buffer("rows", _upsample_and_smooth(grid[0], size[0], sigma), persistent=False)
         self.register_buffer("columns", _upsample_and_smooth(grid[1], size[1], sigma), persistent=False)
+        self._row_blocks, self._column_blocks = _blocks(self.rows), _blocks(self.columns)
         kept, weights = (None, None) if keep is None else self._weigh(keep[None])
         self.register_buffer("kept", kept, persistent=False)
         self.register_buffer("weights", weights, persistent=False)
@@ -88,13 +90,20 @@ class ScoreMap(nn.Module):
         """
         kept, weights = (self.kept, self.weights) if keep is None else self._weigh(keep)
         if kept is None or weights is None:
-            return self.rows @ scores @ self.columns.T
-        return self.rows @ (scores * kept) @ self.columns.T * weights
+            return self._spread(scores)
+        return self._spread(scores * kept) * weights
+
+    def _spread(self, scores: Tensor) -> Tensor:
+        """Return R S Cᵀ of scores (B, h, w): (B, H, W)."""
+        tall = [self.rows[out, near] @ scores[..., near, :] for out, near in self._row_blocks]
+        scores = tall[0] if len(tall) == 1 else torch.cat(tall, dim=-2)
+        wide = [scores[..., near] @ self.columns[out, near].T for out, near in self._column_blocks]
+        return wide[0] if len(wide) == 1 else torch.cat(wide, dim=-1)
 
     def _weigh(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Return which positions count, (B, h, w), and by what their map is multiplied, (B, H, W), both float32."""
         kept = kept_positions(keep, (self.rows.shape[1], self.columns.shape[1])).float()
-        share = self.rows @ kept @ self.columns.T  # of the Gaussian's weight that lies on kept positions
+        share = self._spread(kept)  # of the Gaussian's weight that lies on kept positions
         share = torch.where(share > 1 - 1e-5, 1.0, share)  # far from what is ignored the map is the same to the bit
         return kept, keep / share.clamp_min(SMALLEST_SHARE)
 
@@ -104,9 +113,20 @@ def image_scores(maps: Tensor) -> Tensor:
     return maps.amax(dim=(-2, -1))
 
 
+def _blocks(matrix: Tensor) -> list[tuple[slice, slice]]:
+    """Cut a banded matrix (target, source) into blocks of rows, each with the columns that it has weights in."""
+    blocks = []
+    for start in range(0, len(matrix), BLOCK):
+        out = slice(start, min(start + BLOCK, len(matrix)))
+        used = torch.nonzero(matrix[out].any(dim=0))[:, 0]
+        blocks.append((out, slice(int(used[0]), int(used[-1]) + 1)))
+    return blocks
+
+
 def _upsample_and_smooth(source: int, target: int, sigma: float) -> Tensor:
     """Return (target, source) float32: bilinear upsampling, then the Gaussian. Both have few weights a row."""
-    return torch.from_numpy((_gaussian_matrix(target, sigma) @ _bilinear_matrix(source, target)).toarray()).float()
+    matrix = _gaussian_matrix(target, sigma) @ _bilinear_matrix(source, target)
+    return torch.from_numpy(matrix.astype(np.float32).toarray())
 
 
 def _bilinear_matrix(source: int, target: int) -> sparse.csr_array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import is_efficientnet, pool_levels
 
-TILE = 1024  # px a side, without the overlap
-WHOLE_PIXELS = 2 * TILE**2  # up to here the backbone takes an image whole
+TILE = 2048  # px a side, without the overlap, of which larger tiles have less
+WHOLE_PIXELS = TILE**2  # up to here the backbone takes an image whole
 BAND_POSITIONS = 32_768  # of the grid: their descriptors take some 60 MB at 448 channels
 PROBE = 64  # px: the other side of the images that tell what depends on what
 
@@ -35,7 +36,7 @@ def extract_levels(backbone: Backbone, images: Tensor) -> list[Tensor]:
     Returns [(B, C_l, h_l, w_l)] float32, finest first.
     """
     height, width = images.shape[2:]
-    plan = plan_tiles(backbone, height, width) if height * width > WHOLE_PIXELS else None
+    plan = _planned(backbone, height, width) if height * width > WHOLE_PIXELS else None
     if plan is None:
         return _pooled_maps(backbone, images)
     levels = [images.new_empty(len(images), c, *size) for c, size in zip(backbone.channels, plan.sizes, strict=True)]
@@ -49,6 +50,17 @@ def extract_levels(backbone: Backbone, images: Tensor) -> list[Tensor]:
                 row, column = (top - above) // stride, (left - before) // stride
                 place.copy_(part[:, :, row : row + place.shape[2], column : column + place.shape[3]])
     return levels
+
+
+def _planned(backbone: Backbone, height: int, width: int) -> Plan | None:
+    """Return the plan for a size, which a backbone makes once: it costs a twentieth of an image."""
+    known = _plans.setdefault(backbone, {})
+    if (height, width) not in known:
+        known[height, width] = plan_tiles(backbone, height, width)
+    return known[height, width]
+
+
+_plans: WeakKeyDictionary[Backbone, dict[tuple[int, int], Plan | None]] = WeakKeyDictionary()
 
 
 def plan_tiles(backbone: Backbone, height: int, width: int) -> Plan | None:

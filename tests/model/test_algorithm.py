@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from cfa_cli.model import scoremap
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.bank import compress, ema_bank, kmeans_bank, mean_bank
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels, is_efficientnet, pool_levels
@@ -140,7 +141,9 @@ def test_ema_bank_follows_each_images_nearest_features():
         for i in range(len(bank)):
             distances = ((image.double() - bank[i]) ** 2).sum(1)
             bank[i] = 0.9 * bank[i] + 0.1 * image[distances.argmin()].double()
-    close(ema_bank(images), bank)
+    close(ema_bank(images[0], ([image] for image in images[1:])), bank)
+    in_parts = (torch.split(image, 5) for image in images[1:])
+    close(ema_bank(images[0], in_parts), bank)
 
 
 def test_kmeans_bank_finds_the_clusters_of_all_images():
@@ -194,7 +197,9 @@ def test_the_baseline_is_never_nothing():
 
 @pytest.mark.parametrize(("grid", "size"), [((7, 7), (28, 28)), ((4, 10), (32, 80)), ((12, 3), (50, 13))])
 @pytest.mark.parametrize("sigma", [4.0, 1.5, 0.0])
-def test_score_map_is_upsampled_and_smoothed(grid, size, sigma):
+@pytest.mark.parametrize("block", [scoremap.BLOCK, 11])
+def test_score_map_is_upsampled_and_smoothed(monkeypatch, grid, size, sigma, block):
+    monkeypatch.setattr(scoremap, "BLOCK", block)
     scores = torch.rand(2, *grid, generator=torch.Generator().manual_seed(0))
     maps = ScoreMap(grid, size, sigma)(scores)
     large = plain_bilinear(scores.double()[:, None], *size)[:, 0].numpy()

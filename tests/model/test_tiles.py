@@ -17,6 +17,8 @@ def make_backbone(name="resnet18"):
 @pytest.mark.parametrize(("height", "width"), [(1100, 2304), (2050, 1100), (1601, 1503)])
 def test_tiles_give_the_whole_images_maps(monkeypatch, height, width):
     backbone = make_backbone()
+    monkeypatch.setattr(tiles, "TILE", 1024)
+    monkeypatch.setattr(tiles, "WHOLE_PIXELS", 1024**2)
     image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         tiled = extract_levels(backbone, image)
@@ -47,11 +49,14 @@ def test_the_usual_grid_is_one_band():
 @pytest.mark.parametrize(
     "sizes", [((40, 50), (20, 25), (10, 13)), ((41, 33), (21, 17), (11, 9)), ((7, 9), (7, 9), (1, 1))]
 )
-def test_bands_give_the_whole_grids_descriptors(monkeypatch, sizes):
+def test_bands_and_single_positions_give_the_whole_grids_descriptors(monkeypatch, sizes):
     torch.manual_seed(0)
     levels = [torch.randn(2, c, *size) for c, size in zip((3, 4, 5), sizes, strict=True)]
     descriptor = Descriptor((3, 4, 5), 6)
     whole = descriptor(levels)
+    places = torch.arange(sizes[0][0] * sizes[0][1]).flip(0)[::3]
+    at_places = descriptor.at([level[:1] for level in levels], places)
+    torch.testing.assert_close(at_places, whole[0].flatten(0, 1)[places], rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(tiles, "BAND_POSITIONS", 3 * sizes[0][1] + 1)
     bands = list(row_bands(*sizes[0]))
     assert bands[0] == (0, 3)
