@@ -97,10 +97,14 @@ def _places(name: str, root: Path | None) -> list[Path]:
 def _not_there(name: str, root: Path | None) -> InputError:
     known, places = KNOWN[name], _places(name, root)
     looked = list(dict.fromkeys(place.name for place in places[1:]))
-    hint = f"Name its folder with --data-root, or obtain it from {known.where} (licence: {known.licence})"
+    terms = f"{known.where} (licence: {known.licence})"
+    other = f"obtain it from {terms}"
     if known.download is not None:
-        hint += f": cfa benchmark {name} --download fetches it"
-    return InputError(f"{known.title} is not in {places[0].absolute()} or its folders {', '.join(looked)}.", f"{hint}.")
+        other = f"fetch it: cfa benchmark {name} --download. Its page: {terms}"
+    return InputError(
+        f"{known.title} is not in {places[0].absolute()} or its folders {', '.join(looked)}.",
+        f"Name its folder with --data-root, or {other}.",
+    )
 
 
 def _open_folder(folder: Path, root: Path | None, categories: Sequence[str], named: Named) -> Dataset:
