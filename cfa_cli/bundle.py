@@ -172,6 +172,20 @@ def load_bundle(path: str | Path) -> Bundle:
     return bundle
 
 
+def read_description(path: Path) -> Bundle:
+    """Read a bundle's description alone, quickly: it has no tensors. Raises BundleError with what is wrong."""
+    check_there(path)
+    try:
+        _check_header_size(path)
+        with safe_open(path, framework="numpy") as file:
+            return from_metadata(path, file.metadata() or {}, {})
+    except SafetensorError as error:
+        reason = printable(str(error), MAX_REASON)
+        raise BundleError(f"{path} is no whole safetensors file: {reason}.", _REFIT) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}.", _REFIT) from error
+
+
 def check_there(path: Path) -> None:
     """Raise BundleError unless there is a regular file at `path` that may be a model; it is not opened."""
     try:

@@ -296,7 +296,7 @@ class PredictSummary:
     out: str | None  # the results' folder
     scores: str | None  # the table's path
     report: str | None  # the report's path, once it is written
-    threshold: float
+    threshold: float | None  # None where several models have one each
     images: int
     good: int
     anomalous: int
@@ -311,6 +311,7 @@ class PredictSummary:
     unfinished: tuple[str, ...] = ()  # watched files that were still arriving, or waiting, at the end
     left_out: LeftOut = field(default_factory=LeftOut)  # found beside the images, and not read
     drift: Drift | None = None  # whether the images are no more like those that the threshold rests on
+    models: dict[str, int] = field(default_factory=dict)  # images by which of several models scored them
     misfits: dict[str, int] = field(default_factory=dict)  # images by in what they are not like the training images
 
     def document(self) -> dict[str, object]:

@@ -33,7 +33,24 @@ def predict(
             "--out", "-o", metavar="FOLDER", help="The folder to write results to.", rich_help_panel=options.FILES
         ),
     ] = Path("maps"),
-    model: options.Model = options.DEFAULT_MODEL,
+    model: Annotated[
+        Path,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The model to use, or a folder of models: each image takes the one named like its folder.",
+            metavar="FILE|FOLDER",
+            rich_help_panel=options.FILES,
+        ),
+    ] = options.DEFAULT_MODEL,
+    match: Annotated[
+        bool,
+        typer.Option(
+            "--match",
+            help="Of a folder of models, take the one that fits an image best.",
+            rich_help_panel=options.FILES,
+        ),
+    ] = False,
     save: Annotated[
         str,
         typer.Option(
@@ -94,6 +111,7 @@ def predict(
         "device": device,
         "precision": precision,
         "compiled": compiled,
+        "match": match,
         "command": ["cfa", *sys.argv[1:]],
     }
     if bool(paths) == (watch is not None):

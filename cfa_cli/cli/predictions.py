@@ -30,14 +30,14 @@ def print_line(result: ImageResult, as_json: bool) -> None:
         print(f"{'not read':<10}{'':>10}  {path}: {error}", flush=True)
     else:
         misfit = f"  ({printable(result.misfit)})" if result.misfit else ""
-        print(f"{result.label:<10}{result.score:>10.4g}  {path}{misfit}", flush=True)
+        model = f"  {printable(result.model)}" if result.model else ""
+        print(f"{result.label:<10}{result.score:>10.4g}  {path}{model}{misfit}", flush=True)
 
 
 def print_summary(summary: PredictSummary) -> None:
     """Print a run's highest scores, counts and errors on stdout."""
-    threshold = summary.threshold
     rows = [
-        (f"{one.score:.4g}", f"{one.score / threshold:.2f}", str(one.label), one.path)
+        (f"{one.score:.4g}", f"{one.score / one.threshold:.2f}", str(one.label), one.path)
         for one in summary.worst
         if one.score is not None
     ]
@@ -53,7 +53,10 @@ def print_summary(summary: PredictSummary) -> None:
     if summary.unfinished:
         facts.append(("Not scored", f"{len(summary.unfinished)}"))
         facts += [("", path) for path in summary.unfinished]
-    facts.append(("Threshold", f"{threshold:.4g}"))
+    if summary.threshold is not None:
+        facts.append(("Threshold", f"{summary.threshold:.4g}"))
+    if summary.models:
+        facts.append(("Models", ", ".join(f"{name}: {count}" for name, count in sorted(summary.models.items()))))
     if summary.milliseconds is not None:
         facts.append(("Time", f"{summary.milliseconds:.1f} ms an image"))
     facts += [(name, path) for name, path in (("Results", summary.scores), ("Report", summary.report)) if path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import numpy as np
 from cfa_cli.config import Precision
 from cfa_cli.engine.ignore import Ignore, open_ignore
 from cfa_cli.engine.runtimes import load_model
-from cfa_cli.engine.scorer import NetworkScorer, Scorer, load_scorer
+from cfa_cli.engine.scorer import NetworkScorer, Scorer, load_scorer, score_batches
 from cfa_cli.engine.thresholds import recalibrate
 from cfa_cli.engine.warnings import threshold_warnings
 from cfa_cli.errors import UsageError
-from cfa_cli.records import Bundle
+from cfa_cli.records import Bundle, Prediction, Source
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,25 @@ class Model:
                 "Use the bundle, or export a model that was fitted with --ignore.",
             )
         return open_ignore(path, self.bundle)
+
+    @property
+    def bundles(self) -> dict[str, Bundle]:
+        """The only one; a `ModelFolder` has several, by name."""
+        return {"": self.bundle}
+
+    def score_batches(
+        self,
+        sources: Iterable[Source | None],
+        *,
+        keep_images: bool,
+        max_pixels: float,
+        ignore: Ignore | None = None,
+    ) -> Iterator[list[Prediction]]:
+        """Do what `scorer.score_batches` does, with this model's threshold."""
+        threshold = self.bundle.calibration.threshold
+        return score_batches(
+            self.scorer, sources, threshold, keep_images=keep_images, max_pixels=max_pixels, ignore=ignore
+        )
 
     def warm_up(self) -> None:
         """Score a blank image: the first call is slow, and a first image that arrives should not wait for it."""

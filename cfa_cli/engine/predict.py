@@ -41,6 +41,7 @@ def predict(
     compiled: bool = False,
     max_pixels: float = MAX_PIXELS,
     ignore: str | Path | None = None,
+    match: bool = False,
     stdin: Iterable[str] = (),
     progress: ProgressCallback | None = None,
     command: Sequence[str] = (),
@@ -55,7 +56,8 @@ def predict(
     size. With `out` these are written as the command `cfa predict` writes them, and a Prediction comes without its
     arrays once its row is in scores.csv. An image that cannot be read has its `error` instead.
 
-    model: a bundle's or an exported model's path, a Bundle, or what `open_model` returned.
+    model: a bundle's or an exported model's path, a Bundle, or what `open_model` returned; or a folder of bundles, of
+        which each image takes the one named like its folder.
     inputs: images to score, in any of these forms:
         - a path, or several: files, folders and globs; "-" reads paths from `stdin`, and scores them as they arrive;
         - an array: (h, w, 3) RGB or (h, w) grey, uint8 or uint16, at least 32 px a side;
@@ -71,6 +73,7 @@ def predict(
     max_pixels: megapixels, > 0; an image file of more is not decoded and has its `error`.
     ignore: what to ignore in place of what the model does: a mask (white is ignored), polygons as JSON, a folder of
         these by the images' names, or "none". Not for exported models.
+    match: with a folder of bundles, each image takes the one that fits it best.
     stdin: the lines that "-" stands for.
     progress: is called after each image where their number is known.
     command: the command line that the report shows.
@@ -84,16 +87,22 @@ def predict(
     check_ignore(ignore)
     left_out = LeftOut()
     listed, items, reads_stdin = _sort_out(inputs, left_out)
-    if isinstance(model, str | Path):
-        check_there(Path(model))
+    check_model(model, match)
     from cfa_cli.data.stream import stream_lines, stream_sources
-    from cfa_cli.engine.model import open_model
     from cfa_cli.engine.predictions import Predictions
+    from cfa_cli.engine.products import open_models
 
-    opened = open_model(model, device=device, precision=precision, compiled=compiled)
-    opened = opened.with_threshold(threshold=threshold, max_fpr=max_fpr)
+    models = open_models(
+        model,
+        match=match,
+        threshold=threshold,
+        max_fpr=max_fpr,
+        device=device,
+        precision=precision,
+        compiled=compiled,
+    )
     run = Predictions(
-        opened,
+        models,
         out,
         save,
         resume=resume,
@@ -123,6 +132,17 @@ def check_options(save: Collection[SaveKind], threshold: float | None, max_fpr: 
         raise UsageError(f"save={save!r} is none of the kinds.", f"Give some of {get_args(SaveKind)}, or ().")
     if threshold is not None and max_fpr is not None:
         raise UsageError("--threshold and --max-fpr exclude each other.", "Give one of them.")
+
+
+def check_model(model: object, match: bool) -> None:
+    """Raise BundleError where a path is neither a model nor a folder, and UsageError for `match` without a folder."""
+    path = Path(model) if isinstance(model, str | Path) else None
+    if path is not None and path.is_dir():
+        return
+    if path is not None:
+        check_there(path)
+    if match:
+        raise UsageError("--match chooses among several models.", "Give their folder: --model FOLDER")
 
 
 def _sort_out(inputs: Inputs, left_out: LeftOut) -> tuple[list[Source], Iterable[object], bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +15,7 @@ from types import TracebackType
 from cfa_cli.data.watch import WatchedFolder
 from cfa_cli.engine.drift import DriftMonitor
 from cfa_cli.engine.model import Model
-from cfa_cli.engine.scorer import score_batches
+from cfa_cli.engine.products import ModelFolder
 from cfa_cli.evidence import Drift
 from cfa_cli.geometry import resize_map
 from cfa_cli.notes import LeftOut, Misfit
@@ -47,7 +48,7 @@ class Predictions(Iterator[Prediction]):
 
     def __init__(
         self,
-        model: Model,
+        model: Model | ModelFolder,
         out: str | Path | None,
         save: Collection[SaveKind],
         *,
@@ -66,9 +67,9 @@ class Predictions(Iterator[Prediction]):
         `left_out` is filled in while sources are found.
         """
         self._ignore = None if ignore is None else model.open_ignore(ignore)
-        self.bundle: Bundle = model.bundle  # with the threshold that is used
+        self.bundles = model.bundles  # by name, with the thresholds that are used; the only model's name is ""
         self._warnings = dict.fromkeys(model.warnings)  # in order, each once
-        self._scorer, self._progress, self._max_pixels = model.scorer, progress, max_pixels
+        self._model, self._progress, self._max_pixels = model, progress, max_pixels
         self._out = None if out is None else Path(out)
         self._keep_images = out is None or bool(save)
         self._writer = None
@@ -79,7 +80,7 @@ class Predictions(Iterator[Prediction]):
         if self._out is not None:
             writer = ResultWriter(
                 self._out,
-                model.bundle,
+                model.bundles,
                 save,
                 resume=resume,
                 force=force,
@@ -134,6 +135,11 @@ class Predictions(Iterator[Prediction]):
         self.close()
 
     @property
+    def bundle(self) -> Bundle:
+        """The model, with the threshold that is used. Raises KeyError where there are several: see `bundles`."""
+        return self.bundles[""]
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before trusting the scores: of the model, and of images so far that do not fit it."""
         return tuple(self._warnings)
@@ -148,7 +154,7 @@ class Predictions(Iterator[Prediction]):
             out=None if out is None else str(out),
             scores=None if out is None else str(out / "scores.csv"),
             report=str(report) if report is not None and report.exists() else None,
-            threshold=self.bundle.calibration.threshold,
+            threshold=self.bundles[""].calibration.threshold if "" in self.bundles else None,
             images=counts.images,
             good=counts.good,
             anomalous=counts.anomalous,
@@ -161,6 +167,7 @@ class Predictions(Iterator[Prediction]):
             worst=counts.worst,
             left_out=self._left_out,
             drift=self._drift,
+            models=dict(counts.models),
             misfits={what: count for what, (count, _, _) in counts.misfits.items()},
             unfinished=() if self._folder is None else tuple(str(path) for path in self._folder.unfinished),
         )
@@ -175,16 +182,11 @@ class Predictions(Iterator[Prediction]):
         return replace(self.summary, results=results, errors=errors)
 
     def _run(self) -> Generator[Prediction, None, None]:
-        threshold, drift = self.bundle.calibration.threshold, DriftMonitor(self.bundle, rolling=self._total is None)
+        monitors: dict[str, DriftMonitor] = {}
         with self._exit:
             sources = chain.from_iterable(self._sources)
-            for batch in score_batches(
-                self._scorer,
-                sources,
-                threshold,
-                keep_images=self._keep_images,
-                max_pixels=self._max_pixels,
-                ignore=self._ignore,
+            for batch in self._model.score_batches(
+                sources, keep_images=self._keep_images, max_pixels=self._max_pixels, ignore=self._ignore
             ):
                 final = batch if self._folder is None else [one for one in batch if self._folder.is_final(one)]
                 if batch and not final:
@@ -193,21 +195,26 @@ class Predictions(Iterator[Prediction]):
                     self._counts.add(prediction.result, prediction.misfits)
                     if self._ignore is not None and (note := self._ignore.note(prediction.source.path)):
                         self._warnings[note] = None
-                    self._alarm(drift.add(prediction))
+                    if prediction.score is not None:
+                        name = prediction.model or ""
+                        if name not in monitors:
+                            monitors[name] = DriftMonitor(self.bundles[name], rolling=self._total is None)
+                        self._alarm(monitors[name].add(prediction), name)
                     if self._progress is not None and self._total:
                         done = self._counts.images - self._done_before
                         self._progress(Progress("scoring", done, self._total))
                     yield prediction
                     del prediction
                 del batch, final  # images that were handed out are the caller's
-            self._alarm(drift.finish())
+            for name, monitor in monitors.items():
+                self._alarm(monitor.finish(), name)
             # At the end, where the report is about to be written: with the counts of the whole run.
             self._warnings |= dict.fromkeys([*self._counts.misfit_notes(), *self._left_out.sentences()])
 
-    def _alarm(self, drift: Drift | None) -> None:
+    def _alarm(self, drift: Drift | None, name: str) -> None:
         if drift is not None:
-            self._drift = drift
-            self._warnings[drift.message] = None
+            self._drift = self._drift or drift
+            self._warnings[f"{name}: {drift.message}" if name else drift.message] = None
 
     def _write(self, batch: list[Prediction]) -> Iterator[Prediction]:
         """Yield what is in the table by now, without arrays; where nothing is written, the batch with its maps."""
@@ -224,8 +231,9 @@ class Predictions(Iterator[Prediction]):
         if prediction.score_map is None or prediction.image is None:
             return prediction
         height, width = prediction.image.shape[:2]
-        score_map = resize_map(prediction.score_map, self.bundle.geometry, (height, width))
-        return replace(prediction, map=score_map, regions=find_regions(score_map, self.bundle.calibration))
+        bundle = self.bundles[prediction.model or ""]
+        score_map = resize_map(prediction.score_map, bundle.geometry, (height, width))
+        return replace(prediction, map=score_map, regions=find_regions(score_map, bundle.calibration))
 
 
 def _result(row: Row) -> ImageResult:
@@ -250,6 +258,7 @@ class _Counts:
         self.errors: list[ImageFailure] = []
         self._milliseconds = 0.0
         self._worst: list[tuple[float, int, ImageResult]] = []
+        self.models: Counter[str] = Counter()
         self.misfits: dict[str, tuple[int, Misfit, bool]] = {}  # images, the first one's, whether all are the same
 
     def add(self, result: ImageResult, misfits: Iterable[Misfit]) -> None:
@@ -268,7 +277,9 @@ class _Counts:
             self.anomalous += 1
         else:
             self.good += 1
-        entry = (result.score, -self.images, result)  # of equal scores the first
+        if result.model is not None:
+            self.models[result.model] += 1
+        entry = (result.score / result.threshold, -self.images, result)  # of equal scores the first
         if len(self._worst) < SHOWN:
             heapq.heappush(self._worst, entry)
         else:

@@ -8,11 +8,10 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision, check_max_pixels
 from cfa_cli.data.ignore import check_ignore
 from cfa_cli.data.watch import WatchedFolder, check_folder
-from cfa_cli.engine.predict import check_options
+from cfa_cli.engine.predict import check_model, check_options
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, SaveKind
 
@@ -37,6 +36,7 @@ def watch(
     compiled: bool = False,
     max_pixels: float = MAX_PIXELS,
     ignore: str | Path | None = None,
+    match: bool = False,
     command: Sequence[str] = (),
 ) -> Predictions:
     """Score the images in `folder` and those that arrive, each once it is written to its end, until `stop` is set.
@@ -54,13 +54,19 @@ def watch(
     check_max_pixels(max_pixels)
     check_ignore(ignore)
     check_folder(folder, ignore=results)
-    if isinstance(model, str | Path):
-        check_there(Path(model))
-    from cfa_cli.engine.model import open_model
+    check_model(model, match)
     from cfa_cli.engine.predictions import Predictions
+    from cfa_cli.engine.products import open_models
 
-    opened = open_model(model, device=device, precision=precision, compiled=compiled)
-    opened = opened.with_threshold(threshold=threshold, max_fpr=max_fpr)
+    opened = open_models(
+        model,
+        match=match,
+        threshold=threshold,
+        max_fpr=max_fpr,
+        device=device,
+        precision=precision,
+        compiled=compiled,
+    )
     opened.warm_up()
     left_out = LeftOut()
     run = Predictions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,14 @@ from cfa_cli.records import Bundle
 def model_digests(bundle: Bundle) -> tuple[str, str]:
     """The digests by which runs know the model: the present one, and the one that version 0.1 wrote."""
     return _digest(bundle), _digest_of_format_1(bundle)
+
+
+def digests_of(bundles: Mapping[str, Bundle]) -> tuple[str, ...]:
+    """The same for several models, by name."""
+    if len(bundles) == 1 and "" in bundles:
+        return model_digests(bundles[""])
+    told = [f"{name}\0{_digest(bundle)}" for name, bundle in sorted(bundles.items())]
+    return (hashlib.sha256("\n".join(told).encode()).hexdigest(),)
 
 
 def _digest(bundle: Bundle) -> str:

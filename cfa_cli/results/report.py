@@ -10,7 +10,8 @@ import base64
 import heapq
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +41,7 @@ _REPLACED = {"--threshold": 1, "--max-fpr": 1, "--force": 0, "--resume": 0}
 
 def write_report(
     out: Path,
-    bundle: Bundle,
+    bundle: Bundle | Mapping[str, Bundle],
     *,
     command: Sequence[str],
     notes: Iterable[str] = (),
@@ -51,16 +52,26 @@ def write_report(
     `command` is the run's command line, word by word: the page offers it with another threshold. `notes` are sentences
     to show above all: warnings, and what was left out. `metrics` (name -> value) are shown beside the ROC curve, which
     the page draws by itself where the images lie in MVTec's layout.
+    Several models are given by name; scores are then shown relative to each one's threshold.
     Raises InputError where `out` holds no whole run, or cannot be written.
     """
+    bundles = {"": bundle} if isinstance(bundle, Bundle) else bundle
+    several = "" not in bundles
     settings, rows = read_run(out)
     folder = Path(settings["folder"])
     truth = _truth(rows)
-    calibration = bundle.calibration
+    holdout = [
+        score / each.calibration.threshold if several else score
+        for each in bundles.values()
+        for score in each.calibration.holdout_scores
+    ]
+    if several:
+        rows = [row if row.score is None else replace(row, score=row.score / row.threshold) for row in rows]
     data = {
         "rows": [_row_data(row, folder, out, defect) for row, defect in zip(rows, truth, strict=True)],
-        "threshold": calibration.threshold,
-        "holdout": calibration.holdout_scores,
+        "threshold": 1.0 if several else bundles[""].calibration.threshold,
+        "holdout": holdout,
+        "several": several,
         "saved": settings["save"],
         "command": command_line(_without_replaced(command)),
         "model": _model(command),
@@ -72,8 +83,8 @@ def write_report(
         page.render(
             title=f"cfa report: {out.resolve().name}",
             data=data,
-            card=_model_card(bundle),
-            warnings=list(dict.fromkeys([*filter(None, [bundle.backbone.warning]), *notes])),
+            card=_models_card(bundles) if several else _model_card(bundles[""]),
+            warnings=list(dict.fromkeys([*_backbone_warnings(bundles), *notes])),
             metrics={name: value for name, value in (metrics or {}).items() if value is not None},
             colours=_colour_tables(),
         ),
@@ -165,6 +176,20 @@ def _truth(rows: Sequence[Row]) -> list[bool | None]:
     if not laid_out or "good" not in kinds or set(kinds) == {"good"}:
         return [None] * len(rows)
     return [kind != "good" for kind in kinds]
+
+
+def _backbone_warnings(bundles: Mapping[str, Bundle]) -> Iterator[str]:
+    return (each.backbone.warning for each in bundles.values() if each.backbone.warning)
+
+
+def _models_card(bundles: Mapping[str, Bundle]) -> dict[str, str]:
+    """What is known about each of several models, for reading."""
+    shown = {}
+    for name, bundle in bundles.items():
+        calibration = bundle.calibration
+        images = f"{bundle.provenance.images} good images, {len(calibration.holdout_scores)} for calibration"
+        shown[name] = f"{bundle.backbone.name}, {images}, threshold {calibration.threshold:.6g}"
+    return {**shown, "Scores": "relative to each model's threshold"}
 
 
 def _model_card(bundle: Bundle) -> dict[str, str]:

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,7 +30,7 @@ from cfa_cli.bands import swap_red_and_blue
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction, Region, Source
-from cfa_cli.results.digest import model_digests
+from cfa_cli.results.digest import digests_of
 from cfa_cli.results.folder import locked
 from cfa_cli.results.names import FileNames
 from cfa_cli.results.overlays import draw_heatmap, draw_overlay, draw_thumbnail, scale_map
@@ -84,7 +84,7 @@ class ResultWriter:
     def __init__(
         self,
         out: str | Path,
-        bundle: Bundle,
+        bundle: Bundle | Mapping[str, Bundle],
         save: Collection[str] = ("overlay",),
         *,
         resume: bool = False,
@@ -96,23 +96,25 @@ class ResultWriter:
     ) -> None:
         """Prepare `out`, the folder of results.
 
-        `bundle`: the model, whose thresholds and colour scale are drawn. `save`: which of `KINDS` to write beside
-        scores.csv; the report is written too, at the end, unless it is empty. `resume`: go on after an earlier run's
-        last whole row, if there is one, and try again what failed in it. `force`: remove an earlier run's files first.
-        `workers`: threads; None: one a processor, at most 4. `command`: the words of the command that the report shows.
-        `notes`: sentences that it shows, read when it is written. `ignore`: what tells runs apart that ignore different
-        parts of the images; empty where it is the model that says.
+        `bundle`: the model, whose thresholds and colour scale are drawn, or several by `Prediction.model`. `save`:
+        which of `KINDS` to write beside scores.csv; the report is written too, at the end, unless it is empty.
+        `resume`: go on after an earlier run's last whole row, if there is one, and try again what failed in it.
+        `force`: remove an earlier run's files first. `workers`: threads; None: one a processor, at most 4. `command`:
+        the words of the command that the report shows. `notes`: sentences that it shows, read when it is written.
+        `ignore`: what tells runs apart that ignore different parts of the images; empty where it is the model that
+        says.
         Raises InputError where another run is writing to `out`, where `out` holds a run (without `resume` and `force`,
         or one of another model, threshold or `save`), and where it cannot be written.
         """
-        self._out, self._save, self._bundle = Path(out), sorted(save), bundle
+        self._out, self._save = Path(out), sorted(save)
+        self._bundles = {"": bundle} if isinstance(bundle, Bundle) else bundle
         self._command, self._notes = command, notes
         self.unwritten: list[tuple[Path, str]] = []  # images that have a score, and why their files are missing
         with ExitStack() as held:
             held.enter_context(locked(self._out))
             if force:
                 _remove_run(self._out)
-            models = model_digests(bundle)
+            models = digests_of(self._bundles)
             self._table = ScoreTable(self._out, self._save, models, ignore, resume=resume)
             held.callback(self._table.close)
             _remove_temporaries(self._out)
@@ -180,7 +182,7 @@ class ResultWriter:
         if kind is None and self._save:
             from cfa_cli.results.report import write_report  # which needs the names of files from here
 
-            write_report(self._out, self._bundle, command=self._command, notes=self._notes)
+            write_report(self._out, self._bundles, command=self._command, notes=self._notes)
 
     def _is_full(self, following: int) -> bool:
         """Whether an image under way is to be finished before one of so many bytes is taken."""
@@ -212,9 +214,10 @@ class ResultWriter:
 
     def _write_files(self, prediction: Prediction, name: str) -> tuple[Region, ...]:
         """Draw and write all files of one image, and return its regions. Runs on a thread of the pool."""
-        image, calibration, geometry = prediction.image, self._bundle.calibration, self._bundle.geometry
-        if not self._save or image is None or prediction.score_map is None:
+        image, bundle = prediction.image, self._bundles.get(prediction.model or "")
+        if not self._save or image is None or prediction.score_map is None or bundle is None:
             return ()
+        calibration, geometry = bundle.calibration, bundle.geometry
         size = image.shape[0], image.shape[1]
         score_map = resize_map(prediction.score_map, geometry, size)
         draw: dict[str, Callable[[], np.ndarray]] = {
@@ -228,13 +231,13 @@ class ResultWriter:
             write_picture(self._out / folder / f"{name}{suffix}", draw[kind]())
 
         report = self._out / REPORT_FOLDER
-        small = draw_thumbnail(image, prediction.score_map, self._bundle)
+        small = draw_thumbnail(image, prediction.score_map, bundle)
         write_picture(report / f"{name}{THUMBNAIL}", small)
         small_map = resize_map(prediction.score_map, geometry, (small.shape[0], small.shape[1]))
         write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))
         write_picture(report / f"{name}{REPORT_MASK}", mark(small_map, calibration))
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
-            shown = draw_thumbnail(image, None, self._bundle, JPEG_SIDE)
+            shown = draw_thumbnail(image, None, bundle, JPEG_SIDE)
             write_picture(report / f"{name}{REPORT_IMAGE}", shown)
         return find_regions(score_map, calibration)
 

@@ -210,16 +210,16 @@ def test_resume_goes_on_where_it_stopped(cfa, parts):
 
 
 def test_ctrl_c_keeps_what_is_done(cfa, parts, monkeypatch):
-    from cfa_cli.engine import predictions
+    from cfa_cli.engine import model
 
     def interrupted(*arguments, **options):
         for batch in score_batches(*arguments, **options):
             yield batch[:2]
             raise KeyboardInterrupt
 
-    score_batches = predictions.score_batches
+    score_batches = model.score_batches
     with monkeypatch.context() as patch:
-        patch.setattr(predictions, "score_batches", interrupted)
+        patch.setattr(model, "score_batches", interrupted)
         done = cfa("predict", "in")
     assert done.code == 130
     assert done.err.splitlines()[-1] == "Error: Interrupted."

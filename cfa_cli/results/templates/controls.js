@@ -96,5 +96,8 @@ addEventListener("keydown", (event) => {
 });
 
 byId("lasting").hidden = !data.model;
+// Several models have a threshold each: no option sets all of them.
+if (data.several) for (const id of ["command", "copy"]) (byId(id).closest("label") ?? byId(id)).hidden = true;
+
 layOut();
 setThreshold(data.threshold);
