@@ -22,7 +22,14 @@ SaveKind = Literal["overlay", "map", "mask", "heatmap"]
 DEFAULT_SAVE: tuple[SaveKind, ...] = ("overlay",)
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-RESULT_FOLDERS = ("heatmaps", "maps", "masks", "overlays", "report")  # what predict and benchmark write images to
+RESULT_FOLDERS = (
+    "heatmaps",
+    "maps",
+    "masks",
+    "overlays",
+    "report",
+    "samples",
+)  # what predict and benchmark write images to
 FORMATS = "PNG, JPEG, BMP, TIFF, WebP, PGM or PPM"  # what the suffixes stand for
 MAX_PIXELS = 200.0  # megapixels of an image, unless told otherwise: line-scan cameras reach 100
 BUNDLE_SUFFIX = ".safetensors"

@@ -273,11 +273,12 @@ def _show(results: Results, out: Path, threshold_report: bool) -> None:
     from cfa_cli.cli import render
     from cfa_cli.results.tables import remarks, tables
 
-    for table in tables(results, threshold_report):
+    models_of_one_category = results.config is None and len(results.categories) == 1
+    for table in tables(results, threshold_report or models_of_one_category):
         _print(table)
     for remark in remarks(results):
         print(remark)
-    files = {"Table": out / "results.md", "Rows": out / "results.csv, .json"}
+    files = {"Page": out / "results.html", "Table": out / "results.md", "Rows": out / "results.csv, .json"}
     render.print_facts("Written", [(name, render.short_path(path)) for name, path in files.items()])
 
 

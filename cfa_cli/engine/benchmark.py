@@ -64,7 +64,7 @@ def benchmark(
 ) -> Results:
     """Fit and test each category of `dataset` with each of `backbones` and `seeds` (`config`'s own if empty).
 
-    After each evaluation `out` has `results.json`, `.csv` and `.md`; those that are there already, of the same options
+    After each evaluation `out` has `results.json`, `.csv`, `.md` and `.html`; those that are there, of the same options
     and data, are not done again, unless `force` starts over. `save_models` keeps the models in `out/models`,
     `save_maps` the score maps in `out/maps`, as MVTec's evaluator reads them: NAME/CATEGORY/test/KIND/NAME.tiff,
     float32, at the image's size. `jobs` > 1 takes as many processes at a time, on all GPUs in turn. `command` is kept
@@ -86,6 +86,7 @@ def benchmark(
             replace(config, backbone=backbone, seed=seed),
             out / "models" / f"{backbone}-seed{seed}" / f"{category.name}.safetensors" if save_models else None,
             out / "maps" / f"{backbone}-seed{seed}" if save_maps else None,
+            samples=out,
         )
         for backbone in backbones
         for seed in seeds

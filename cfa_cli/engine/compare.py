@@ -15,6 +15,7 @@ from cfa_cli.engine.bootstrap import Drawn, average, drawn_differences, with_int
 from cfa_cli.engine.evaluate import check_category, describe, reset_peak_memory
 from cfa_cli.engine.measure import Measured, measure
 from cfa_cli.engine.model import open_model
+from cfa_cli.engine.samples import write_samples
 from cfa_cli.errors import CfaError, InputError, UsageError
 from cfa_cli.records import MODEL_SUFFIXES, Progress, ProgressCallback
 from cfa_cli.results.benchmark import Difference, Evaluation, Failure, Results, evaluation_label, versions_text
@@ -39,7 +40,7 @@ def compare(
     models: bundles or exported models, of a data set of one category; of several, folders with CATEGORY.safetensors
     (or another model) for each. The first is what the others are compared with.
 
-    Writes `results.json`, `.csv` and `.md` to `out`. What cannot be measured is in the results' failures.
+    Writes `results.json`, `.csv`, `.md` and `.html` to `out`. What cannot be measured is in the results' failures.
     Raises UsageError and InputError for models that are not there, and for an `out` that holds results, unless `force`.
     """
     names = _names(models)
@@ -48,7 +49,7 @@ def compare(
         for name, model in zip(names, models, strict=True)
         for category in dataset.categories
     }
-    comparison = _Comparison(names, device, out / "maps" if save_maps else None)
+    comparison = _Comparison(names, device, out, save_maps)
     done = 0
     with locked(out):
         if is_there(out / "results.json") and not force:
@@ -97,8 +98,8 @@ def find_model(path: Path, category: str, *, alone: bool) -> Path:
 class _Comparison:
     """Collects what is measured of models, category by category, and their differences from the first of them."""
 
-    def __init__(self, names: Sequence[str], device: str, maps: Path | None) -> None:
-        self._names, self._device, self._maps = names, device, maps
+    def __init__(self, names: Sequence[str], device: str, out: Path, save_maps: bool) -> None:
+        self._names, self._device, self._out, self._save_maps = names, device, out, save_maps
         self._evaluations: list[Evaluation] = []
         self._failures: list[Failure] = []
         self._differences: list[Difference] = []
@@ -111,14 +112,16 @@ class _Comparison:
             notes = check_category(category)
             reset_peak_memory()
             model = open_model(file, device=self._device)
-            maps = None if self._maps is None else self._maps / name
+            maps = self._out / "maps" / name if self._save_maps else None
             measured = measure(category, model, maps=maps, progress=progress)
         except CfaError as error:
             failure = Failure("", 0, category.name, " ".join(filter(None, (error.message, error.hint))), None, name)
             self._failures.append(failure)
             return failure.error
         evaluation = describe(category, measured, model.bundle, self._device)
-        self._evaluations.append(replace(evaluation, model=name, warnings=(*model.warnings, *notes)))
+        evaluation = replace(evaluation, model=name, warnings=(*model.warnings, *notes))
+        write_samples(self._out, category, model, evaluation)
+        self._evaluations.append(evaluation)
         self._measured[name] = measured
         return None
 

@@ -17,6 +17,7 @@ from cfa_cli.data.masks import check_masks
 from cfa_cli.engine.fit import fit
 from cfa_cli.engine.measure import Measured, map_path, measure
 from cfa_cli.engine.model import open_model
+from cfa_cli.engine.samples import write_samples
 from cfa_cli.records import Bundle, ProgressCallback
 from cfa_cli.results.benchmark import Evaluation, EvaluationKey, evaluation_label
 
@@ -29,6 +30,7 @@ class Job:
     config: FitConfig
     model: Path | None = None  # where to keep the model
     maps: Path | None = None  # the folder to keep the score maps in
+    samples: Path | None = None  # the benchmark's folder, to keep pictures of sample results in
 
     @property
     def key(self) -> EvaluationKey:
@@ -57,11 +59,13 @@ def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evalua
     result = fit(list(category.train), config, progress=progress)
     if job.model is not None:
         save_bundle(result.bundle, job.model, force=True)
-    measured = measure(category, open_model(result.bundle, device=config.device), maps=job.maps, progress=progress)
+    model = open_model(result.bundle, device=config.device)
+    measured = measure(category, model, maps=job.maps, progress=progress)
     evaluation = describe(category, measured, result.bundle, config.device)
+    if job.samples is not None:
+        write_samples(job.samples, category, model, evaluation)
     return replace(
         evaluation,
-        seed=config.seed,
         train_images=result.train_images,
         holdout_images=result.holdout_images,
         fit_seconds=result.seconds,

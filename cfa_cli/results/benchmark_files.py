@@ -1,4 +1,4 @@
-"""The files of a benchmark's results: results.json, which the next session goes on from, .csv and .md."""
+"""The files of a benchmark's results: results.json, which the next session goes on from, .csv, .md and .html."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cfa_cli.errors import InputError
 from cfa_cli.parsing import build_record
 from cfa_cli.results.benchmark import METRICS, Evaluation, Results, average, versions_text
 from cfa_cli.results.folder import is_there
+from cfa_cli.results.page import write_results_page
 from cfa_cli.results.tables import markdown
 from cfa_cli.text import printable
 
@@ -46,12 +47,13 @@ def document(results: Results) -> dict[str, Any]:
 
 
 def write_results(out: Path, results: Results) -> None:
-    """Write results.json, .csv and .md to the folder `out`. Raises InputError."""
+    """Write results.json, .csv, .md and .html to the folder `out`. Raises InputError."""
     write_text(out / "results.json", json.dumps(document(results), indent=1, allow_nan=False) + "\n")
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows(results))
     write_text(out / "results.csv", table.getvalue())
     write_text(out / "results.md", markdown(results))
+    write_results_page(out, results)
 
 
 def read_results(out: Path, fresh: Results) -> Results:

@@ -20,11 +20,10 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from cfa_cli.atomic import atomic_path
 from cfa_cli.records import BUNDLE_SUFFIX, Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
+from cfa_cli.results.pages import templates, write_page
 from cfa_cli.results.rows import Row
 from cfa_cli.results.scores import read_run
 from cfa_cli.results.text import regions_to_json
@@ -77,8 +76,8 @@ def write_report(
         "model": _model(command),
         "labelled": any(defect is not None for defect in truth),
     }
-    page = _templates().get_template("report.html.j2")
-    return _write(
+    page = templates().get_template("report.html.j2")
+    return write_page(
         out / "report.html",
         page.render(
             title=f"cfa report: {out.resolve().name}",
@@ -110,9 +109,9 @@ def write_fit_report(path: Path, result: FitResult, predictions: Iterable[Predic
         if len(unusual) < UNUSUAL_SHOWN or prediction.score > unusual[0][0]:
             entry = (prediction.score, -index, _tile(prediction, bundle, marked=True))
             (heapq.heappushpop if len(unusual) == UNUSUAL_SHOWN else heapq.heappush)(unusual, entry)
-    page = _templates().get_template("fit.html.j2")
+    page = templates().get_template("fit.html.j2")
     calibration = bundle.calibration
-    return _write(
+    return write_page(
         path,
         page.render(
             title="cfa training report",
@@ -125,22 +124,6 @@ def write_fit_report(path: Path, result: FitResult, predictions: Iterable[Predic
             sheet=sheet,
         ),
     )
-
-
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("cfa_cli.results"),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _write(path: Path, page: str) -> Path:
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-    return path
 
 
 def _row_data(row: Row, folder: Path, out: Path, defect: bool | None) -> list[Any]:

@@ -22,12 +22,12 @@ def tables(results: Results, threshold_report: bool = False) -> list[Table]:
     """All tables: an overview of each backbone, then a table of each metric where there is something to compare.
 
     `threshold_report` adds what the calibrated threshold does on the test images. Models that were given stand side by
-    side, with what other thresholds would do where that is asked for or there is one category.
+    side.
     """
     if results.config is None:
         found = side_by_side(results)
         found += [differences_table(results.differences)] if results.differences else []
-        if threshold_report or len(results.categories) == 1:
+        if threshold_report:
             found += [threshold_table(each) for each in results.evaluations]
         return found
     found = [_overview(results, method) for method in results.methods]
