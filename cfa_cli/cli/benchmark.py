@@ -177,7 +177,7 @@ def benchmark(
             _check_models(model)
             _check_alone(config, backbone=backbone, seed=seed, jobs=jobs > 1, save_models=save_models)
         named = name_folders(Path(dataset), train, good, bad or (), masks)
-        data = open_dataset(dataset, data_root, category or (), named)
+        data = open_dataset(dataset, data_root, category or (), named, trains=not model)
         for note in dict.fromkeys(note for each in data.categories for note in each.notes):
             terminal.note(note)
         check_spec(config.weights)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cfa_cli.data.category import Category
 from cfa_cli.data.known import KNOWN, Known, NoSplitFileError
-from cfa_cli.data.layouts import UNNAMED, Named, list_images, read_folder
+from cfa_cli.data.layouts import TRAIN_SHARE, UNNAMED, Named, list_images, read_folder
 from cfa_cli.data.mask_names import names_of_masks
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.text import command_line
@@ -28,18 +28,23 @@ class Dataset:
 
 
 def open_dataset(
-    name: str, root: Path | None = None, categories: Sequence[str] = (), named: Named = UNNAMED
+    name: str,
+    root: Path | None = None,
+    categories: Sequence[str] = (),
+    named: Named = UNNAMED,
+    trains: bool = True,
 ) -> Dataset:
     """Open a public data set under `root` (the working folder if None), or a folder of one's own images.
 
     name: a key of KNOWN, or a folder: of one category or of several, in any layout that `cfa_cli.data.layouts` knows.
     categories: some of them, in their order; () takes all.
     named: folders of one's own images that are named outright.
+    trains: whether training images are needed; if not, all good images of a folder without a split are tested on.
     Raises UsageError for a name that is neither and for unknown categories; InputError where the data set is not
     there (saying where it is obtained) or not complete (saying what is missing).
     """
     if name not in KNOWN:
-        return _open_folder(Path(name), root, categories, named)
+        return _open_folder(Path(name), root, categories, named, trains)
     if named != UNNAMED:
         raise UsageError(
             f"--train, --good, --bad and --masks go with a folder, not with {name}.",
@@ -107,7 +112,7 @@ def _not_there(name: str, root: Path | None) -> InputError:
     )
 
 
-def _open_folder(folder: Path, root: Path | None, categories: Sequence[str], named: Named) -> Dataset:
+def _open_folder(folder: Path, root: Path | None, categories: Sequence[str], named: Named, trains: bool) -> Dataset:
     if root is not None:
         raise UsageError("--data-root goes with a data set's name.", f"Give the folder alone: cfa benchmark {folder}")
     if not folder.is_dir():
@@ -115,14 +120,15 @@ def _open_folder(folder: Path, root: Path | None, categories: Sequence[str], nam
         hint = f"Did you mean {near[0]}?" if near else f"Give {', '.join(KNOWN)}, or a folder of good and bad images."
         raise UsageError(f"{folder} is neither a known data set nor a folder.", hint)
     resolved = folder.resolve()
-    whole = read_folder(folder, resolved.name, named)
+    share = TRAIN_SHARE if trains else 0.0
+    whole = read_folder(folder, resolved.name, named, share)
     children = [] if whole else sorted(each for each in folder.glob("[!.]*") if each.is_dir())
-    found = [whole] if whole else [found for each in children if (found := read_folder(each, each.name, named))]
+    found = [whole] if whole else [each for child in children if (each := read_folder(child, child.name, named, share))]
     if not found:
         raise _no_layout(folder, children)
     chosen = _choose(tuple(category.name for category in found), categories, str(folder))
     read = [category for category in found if category.name in chosen]
-    gaps = [gap for category in read for gap in (*_image_gaps(category), *_mask_gaps(category))]
+    gaps = [gap for category in read for gap in (*_image_gaps(category, trains), *_mask_gaps(category))]
     _require_none(gaps, f"{folder} is not complete", "Add what is missing, or choose complete categories: --category.")
     return Dataset(f"{resolved.name}/", folder, tuple(read))
 
@@ -189,11 +195,11 @@ def _counts(category: Category) -> tuple[int, int, int]:
     return len(category.train), len(category.test) - bad, bad
 
 
-def _image_gaps(category: Category) -> list[str]:
+def _image_gaps(category: Category, trains: bool) -> list[str]:
     """Which images a category lacks that cannot be done without."""
     train, good, bad = _counts(category)
     gaps = []
-    if train < 2:
+    if trains and train < 2:
         gaps.append(f"{category.name} has {train} training images (train/good, or good), and needs 2")
     if not good + bad:
         gaps.append(f"{category.name} has no test images (test/good and test/KIND, or good and bad)")

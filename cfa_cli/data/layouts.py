@@ -49,10 +49,13 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def read_folder(folder: Path, name: str, named: Named = UNNAMED) -> Category | None:
-    """Read a category's folder, whatever its layout; None if no layout is recognised."""
+def read_folder(folder: Path, name: str, named: Named = UNNAMED, share: float = TRAIN_SHARE) -> Category | None:
+    """Read a category's folder, whatever its layout; None if no layout is recognised.
+
+    share: of the good images that trains where there is no split, 0..1.
+    """
     if named.images:
-        return _read_named(folder, name, named)
+        return _read_named(folder, name, named, share)
     children = _children(folder)
     masks = [named.masks] if named.masks else _mask_folders(children)
     train, test = _having(children, TRAIN_FOLDERS), _having(children, TEST_FOLDERS)
@@ -61,22 +64,22 @@ def read_folder(folder: Path, name: str, named: Named = UNNAMED) -> Category | N
     good = _having(children, GOOD_FOLDERS)
     if good:
         others = [child for child in children if child not in good and child not in masks]
-        return _read_unsplit(name, good, _images_of_kinds(_having(others, BAD_FOLDERS) or others), masks)
+        return _read_unsplit(name, good, _images_of_kinds(_having(others, BAD_FOLDERS) or others), masks, share)
     notes: list[str] = []
     images = _read_pairs(folder, masks, notes)
     for child in children:
         if child not in masks:
             images += [replace(image, folder=child.name) for image in _read_pairs(child, masks, notes)]
-    return _read_unsplit(name, [], images, masks, notes) if images else None
+    return _read_unsplit(name, [], images, masks, share, notes) if images else None
 
 
-def _read_named(folder: Path, name: str, named: Named) -> Category:
+def _read_named(folder: Path, name: str, named: Named, share: float) -> Category:
     """Read the folders that the user names."""
     masks = [named.masks] if named.masks else _mask_folders(_children(folder))
     kinds = _images_of_kinds(named.bad)
     good = [named.good] if named.good else []
     if named.train is None:
-        return _read_unsplit(name, good, kinds, masks)
+        return _read_unsplit(name, good, kinds, masks, share)
     return _category(name, _photographs(named.train), [*_good_images(good), *kinds], masks, [])
 
 
@@ -134,30 +137,34 @@ def _read_training(
 
 
 def _read_unsplit(
-    name: str, good: Sequence[Path], images: Sequence[TestImage], masks: Sequence[Path], notes: Sequence[str] = ()
+    name: str,
+    good: Sequence[Path],
+    images: Sequence[TestImage],
+    masks: Sequence[Path],
+    share: float,
+    notes: Sequence[str] = (),
 ) -> Category:
     """Read good folders, and images of kinds, without a split: a seeded share of the good images trains."""
     normal = [*_good_images(good), *(image for image in images if not image.anomalous)]
-    train, tests, note = _split(normal)
-    return _category(name, train, [*tests, *(image for image in images if image.anomalous)], masks, [*notes, note])
+    train, tests = _split(normal, share)
+    if share:
+        note = f"{share:.0%} of the good images ({len(train)} of {len(normal)}, drawn with seed {SPLIT_SEED})"
+        notes = [*notes, f"There is no training split: {note} train, the rest tests."]
+    return _category(name, train, [*tests, *(image for image in images if image.anomalous)], masks, notes)
 
 
-def _split(good: Sequence[TestImage]) -> tuple[list[Path], list[TestImage], str]:
-    """Draw the good images that train; return them, those that test, and what to say of it.
+def _split(good: Sequence[TestImage], share: float) -> tuple[list[Path], list[TestImage]]:
+    """Draw the good images that train; return them, and those that test.
 
     It is the draw of anomalib's KolektorSDD (scikit-learn's train_test_split), so that figures compare.
     """
     import numpy as np
 
-    total = int(TRAIN_SHARE * len(good))
+    total = int(share * len(good))
     order = np.random.RandomState(SPLIT_SEED).permutation(len(good))
     tests = sorted(order[: len(good) - total].tolist())
     train = sorted(order[len(good) - total :].tolist())
-    note = (
-        f"There is no training split: {TRAIN_SHARE:.0%} of the good images ({total} of {len(good)}, drawn with seed "
-        f"{SPLIT_SEED}) train, the rest tests."
-    )
-    return [good[index].path for index in train], [good[index] for index in tests], note
+    return [good[index].path for index in train], [good[index] for index in tests]
 
 
 def _category(

@@ -205,6 +205,18 @@ def test_masks_elsewhere_are_named_alone(tmp_path):
     assert masks_of(category, tmp_path) == {"set/test/dent/1.png": "drawn/dent/1.png"}
 
 
+def test_where_nothing_trains_all_good_images_are_tested_on(tmp_path):
+    touch(
+        tmp_path, *numbered("a/good/{}.png", 5), "a/bad/1.png", *numbered("b/test/good/{}.png", 2), "b/test/dent/1.png"
+    )
+    touch(tmp_path, *numbered("c/train/good/{}.png", 4), "c/test/good/1.png", "c/test/dent/1.png")
+    found = open_dataset(str(tmp_path), None, (), trains=False).categories
+    assert [Counter(i.kind for i in category.test)["good"] for category in found] == [5, 2, 1]
+    assert [category.notes for category in found] == [(), (), ()]
+    with pytest.raises(InputError, match="b has 0 training images"):
+        open_dataset(str(tmp_path))
+
+
 # ---- public data sets, as they are unpacked
 
 
