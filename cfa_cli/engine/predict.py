@@ -65,7 +65,8 @@ def predict(
           asked for the next only when the result of the one before has been handed out; a list is read ahead.
     out: the folder to write results to; None writes nothing.
     save: what to write beside scores.csv: "overlay", "map", "mask", "heatmap". If empty, there is no report either.
-    resume: go on with the run in `out`. force: replace it.
+    resume: go on with the run in `out`: paths that have their row are passed over, and an iterator's arrays are
+        numbered on. Arrays that are given otherwise have no names to tell them by. force: replace the run.
     threshold: image score above which an image is anomalous, > 0; by default the model's own.
     max_fpr: the share of good images, 0..1, that the threshold may flag by the model's held-out scores.
     device: "auto", "cpu", "cuda", "cuda:N" or "mps". precision: the backbone's numbers, by default as it was fitted.
@@ -87,6 +88,11 @@ def predict(
     check_ignore(ignore)
     left_out = LeftOut()
     listed, items, reads_stdin = _sort_out(inputs, left_out)
+    if resume and items and not isinstance(items, Iterator):
+        raise UsageError(
+            "Arrays have no names by which a run could be resumed.",
+            "Give files, an iterator (its arrays are numbered on), or force=True to start again.",
+        )
     check_model(model, match)
     from cfa_cli.data.stream import stream_lines, stream_sources
     from cfa_cli.engine.predictions import Predictions
@@ -118,8 +124,7 @@ def predict(
     if isinstance(items, Iterator):
         run.add_stream(_one_by_one(stream_sources(items, is_taken=run.is_done, left_out=left_out)))
     else:
-        found = stream_sources(items, is_taken=lambda _: False, left_out=left_out)
-        run.add_stream(source for source in found if not run.is_done(source))
+        run.add_stream(stream_sources(items, is_taken=lambda _: False, left_out=left_out))
     if reads_stdin:
         lines = stream_lines(stdin, left_out)
         run.add_stream(source for source in lines if source is None or not run.is_done(source))

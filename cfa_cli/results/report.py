@@ -48,9 +48,9 @@ def write_report(
 ) -> Path:
     """Write OUT/report.html from the run in `out`, and return its path.
 
-    `command` is the run's command line, word by word: the page offers it with another threshold. `notes` are sentences
-    to show above all: warnings, and what was left out. `metrics` (name -> value) are shown beside the ROC curve, which
-    the page draws by itself where the images lie in MVTec's layout.
+    `command` is the run's command line, word by word: the page offers it with another threshold, unless it is empty.
+    `notes` are sentences to show above all: warnings, and what was left out. `metrics` (name -> value) are shown beside
+    the ROC curve, which the page draws by itself where the images lie in MVTec's layout.
     Several models are given by name; scores are then shown relative to each one's threshold.
     Raises InputError where `out` holds no whole run, or cannot be written.
     """

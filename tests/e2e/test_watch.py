@@ -70,10 +70,13 @@ def test_it_goes_on_where_it_was_killed(model, tmp_path):
         assert process.stdout.readline().split()[-1] == str(tmp_path / "a.png")
         assert end(process, signal.SIGKILL) == -signal.SIGKILL
     write_photograph(tmp_path / "b.png", (64, 64))  # while nobody watches
-    with watching(model, tmp_path, "--resume") as process:
+    with watching(model, tmp_path, "--resume", "--max-pixels", "0.0045") as process:
         assert process.stdout.readline().split()[-1] == str(tmp_path / "b.png")
-        assert end(process, signal.SIGTERM) == 0
-    assert [Path(row["path"]).name for row in rows(tmp_path)] == ["a.png", "b.png"]
+        write_photograph(tmp_path / "large.png", (80, 80))
+        assert "0.0045" in process.stdout.readline()
+        assert end(process, signal.SIGTERM) == 8
+    assert [Path(row["path"]).name for row in rows(tmp_path)] == ["a.png", "b.png", "large.png"]
+    assert [bool(row["error"]) for row in rows(tmp_path)] == [False, False, True]
 
 
 def test_the_folder_may_go_and_come_back(model, tmp_path):

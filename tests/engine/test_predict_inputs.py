@@ -267,7 +267,7 @@ def test_the_summary_counts_and_names(opened, tmp_path):
     first = predict(opened, images[:6], out=tmp_path, save=())
     assert first.summary.images == 0
     assert len(list(first)) == 6
-    run = predict(opened, images, out=tmp_path, save=(), resume=True)
+    run = predict(opened, iter(images[6:]), out=tmp_path, save=(), resume=True)
     assert [p.source.name for p in run] == [f"frame-{number:06}" for number in range(7, 13)]
     summary = run.summary
     assert (summary.images, summary.good, summary.anomalous, summary.error_count, summary.done_before) == (
@@ -289,8 +289,13 @@ def test_a_run_that_is_left_early_keeps_what_is_done(opened, tmp_path):
         first = next(run)
     assert first.source.name == "frame-000001"
     assert table(tmp_path)[0]["path"] == "frame-000001"
-    assert len(list(predict(opened, [frame(n) for n in range(30)], out=tmp_path, resume=True))) < 30
-    assert [row["path"] for row in table(tmp_path)] == [f"frame-{number:06}" for number in range(1, 31)]
+    names = [row["path"] for row in table(tmp_path)]
+    assert names == [f"frame-{number:06}" for number in range(1, len(names) + 1)]
+    assert len(names) < 30
+    for arrays in ([frame(0)], frame(0), [str(tmp_path), frame(0)]):
+        with pytest.raises(UsageError, match="no names by which a run could be resumed"):
+            predict(opened, arrays, out=tmp_path, resume=True)
+    assert [row["path"] for row in table(tmp_path)] == names
 
 
 def test_a_bundle_a_path_and_an_opened_model_score_the_same(opened, model):

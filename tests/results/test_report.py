@@ -109,11 +109,14 @@ def test_the_page_asks_for_nothing_from_a_network(tmp_path):
         (["cfa", "predict", "--threshold=2", "in", "--resume", "--max-fpr", "0.1"], "cfa predict in"),
         (["cfa", "predict", "--watch", "in", "--quiet"], "cfa predict in --quiet"),
         (["cfa", "predict", "--watch=in"], "cfa predict in"),
+        ([], ""),  # from Python
     ],
 )
 def test_the_command_line_is_kept_but_for_what_the_page_sets(tmp_path, command, expected):
-    _, _, data = report(tmp_path, [], command)
+    _, page, data = report(tmp_path, [], command)
     assert data["command"] == expected
+    (label,) = (found for _, found in page.elements if found.get("class") == "command")
+    assert ("hidden" in label) == (not expected)
 
 
 @pytest.mark.parametrize(
