@@ -123,6 +123,14 @@ def check_max_pixels(max_pixels: float) -> None:
         raise UsageError(f"--max-pixels {max_pixels} is not a positive number.", "Give megapixels, for example 200.")
 
 
+def check_threshold(threshold: float | None, max_fpr: float | None) -> None:
+    """Raise UsageError unless `threshold`, where it is given, is a positive number and `max_fpr` within 0..1."""
+    if threshold is not None and not (math.isfinite(threshold) and threshold > 0):
+        raise UsageError(f"--threshold {threshold} is not a positive number.", "`cfa info` shows the model's own.")
+    if max_fpr is not None and not 0 < max_fpr < 1:
+        raise UsageError(f"--max-fpr {max_fpr} is not between 0 and 1.", "Use for example --max-fpr 0.05.")
+
+
 def checked(name: str, kind: Any, value: Any) -> Any:
     """Return `value` as the annotation `kind` has it: whole numbers as int, lists as tuples. Raises UsageError."""
     if typing.get_origin(kind) is Annotated:

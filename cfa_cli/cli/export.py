@@ -13,27 +13,57 @@ from cfa_cli.records import EXPORT_SUFFIXES, ExportFormat
 if TYPE_CHECKING:
     from cfa_cli.engine.export import ExportResult
 
+GRAPH = "Graph"  # the panel of --help
+
 
 def export(
     model: options.Model = options.DEFAULT_MODEL,
-    format: Annotated[ExportFormat, typer.Option(help="torch is torch.export's .pt2.")] = "onnx",
+    format: Annotated[
+        ExportFormat, typer.Option(metavar="NAME", help="onnx, openvino or torch: torch.export's .pt2.")
+    ] = "onnx",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file to write; by default the model's name beside it.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The file to write.",
+            show_default="the model's name",
+            rich_help_panel=options.FILES,
+        ),
     ] = None,
     with_resize: Annotated[
-        bool, typer.Option("--with-resize", help="Take uint8 images (batch, height, width, RGB) of any size.")
+        bool,
+        typer.Option(
+            "--with-resize", help="Take uint8 images (batch, height, width, RGB) of any size.", rich_help_panel=GRAPH
+        ),
     ] = False,
     dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch", help="Take any number of images at once, not one.")
+        bool,
+        typer.Option("--dynamic-batch", help="Take any number of images at once, not one.", rich_help_panel=GRAPH),
     ] = False,
-    opset: Annotated[int | None, typer.Option(help="ONNX's operator set, 18 or later.")] = None,
-    half: Annotated[
-        bool, typer.Option("--half", help="Store weights in 16 bits: half the size, still computed in float32.")
-    ] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Good images: makes an OpenVINO model INT8, and measures what that costs.")
+    opset: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="ONNX's operator set, 18 or later.", show_default="auto", rich_help_panel=GRAPH),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Images to verify with; without, some are drawn.")] = None,
+    half: Annotated[
+        bool,
+        typer.Option(
+            "--half", help="Store weights in 16 bits: half the size, still computed in float32.", rich_help_panel=GRAPH
+        ),
+    ] = False,
+    quantize: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Make an OpenVINO model INT8 by these good images, and measure what that costs.",
+            rich_help_panel=GRAPH,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images to verify with; without, some are drawn.", rich_help_panel="Input"),
+    ] = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -60,7 +90,7 @@ def export(
             out or model.with_suffix(EXPORT_SUFFIXES[format]),
             ExportOptions(format, with_resize, dynamic_batch, opset, half),
             images=images,
-            calibration=calibration,
+            quantize=quantize,
             force=force,
             progress=terminal.progress,
         )

@@ -122,6 +122,8 @@ def _from_argument(text: str, left_out: LeftOut) -> list[_Found]:
         if missing:
             raise InputError(f"There is no file or folder {text}.", _did_you_mean(path)) from error
         # It may be there: reading it says what is wrong.
+    except ValueError as error:  # a null character, from Python
+        raise InputError(f"No path holds a null character: {text!r}.", "Check the path.") from error
     return _from_path(text, left_out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from cfa_cli import __version__
 from cfa_cli.bundle import check_there, load_bundle
-from cfa_cli.config import check_max_pixels
+from cfa_cli.config import check_max_pixels, check_threshold
 from cfa_cli.engine.labelled import PathLike, ScoredImages, find_labelled, score_labelled
 from cfa_cli.errors import BundleError, InputError, UsageError
 from cfa_cli.evidence import HoldoutImages, Recalibration, ThresholdChoice, ThresholdRow
@@ -126,10 +125,7 @@ def check_choice(
         raise UsageError(
             "There is nothing to calibrate with.", "Give good images, --defects FOLDER, --max-fpr or --threshold."
         )
-    if max_fpr is not None and not 0 < max_fpr < 1:
-        raise UsageError(f"--max-fpr {max_fpr} is not between 0 and 1.", "Use for example --max-fpr 0.05.")
-    if threshold is not None and not (math.isfinite(threshold) and threshold > 0):
-        raise UsageError(f"--threshold {threshold} is not a positive number.", "`cfa info` shows the model's own.")
+    check_threshold(threshold, max_fpr)
     return "catch-all" if catch_all else "threshold" if threshold is not None else "max-fpr"
 
 

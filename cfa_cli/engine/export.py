@@ -42,7 +42,7 @@ from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Progress, Pro
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
 HALF_TOLERANCE = 1e-2
 MIN_OPSET = 18
-CALIBRATION_IMAGES = 300  # at most, for INT8
+QUANTIZATION_IMAGES = 300  # at most, for INT8
 
 Write = Callable[[Path, dict[str, str]], None]  # to a path, with metadata
 
@@ -75,35 +75,35 @@ def export(
     options: ExportOptions | None = None,
     *,
     images: Path | None = None,
-    calibration: Path | None = None,
+    quantize: Path | None = None,
     force: bool = False,
     progress: ProgressCallback = lambda step: None,
 ) -> ExportResult:
     """Export the bundle at `model` to `out` and compare its scores and maps with this tool's in float32.
 
-    They are compared on some of the images in the folder `images`, else on those in `calibration`, else on drawn ones.
-    `calibration`, a folder of good images, also makes an OpenVINO model INT8; its error is measured, not bounded.
+    They are compared on some of the images in the folder `images`, else on those in `quantize`, else on drawn ones.
+    `quantize`, a folder of good images, also makes an OpenVINO model INT8; its error is measured, not bounded.
 
     Raises ExportError, leaving nothing, if the export fails, a package is missing, or an error is over the tolerance;
     BundleError, UsageError, and InputError for folders without images and an `out` that exists (unless `force`).
     """
     options, out = options or ExportOptions(), Path(out)
-    check_options(options, out, int8=calibration is not None)
+    check_options(options, out, int8=quantize is not None)
     for file in [out, out.with_suffix(".bin")] if options.format == "openvino" else [out]:
         check_free(file, force)
     bundle = load_bundle(model)
-    folder = images or calibration
+    folder = images or quantize
     pictures = read_images(folder, bundle.training) if folder else render_images(bundle.geometry)
     progress(Progress("exporting", 0, 1, unit="models"))
     description = {
         "cfa": __version__,
         **asdict(options),
-        "int8": calibration is not None,
+        "int8": quantize is not None,
         "bundle_sha256": sha256_of(Path(model)),
     }
     network = build_network(bundle)
     reference = NetworkScorer(copy.deepcopy(network), bundle.geometry, "cpu", "float32")
-    write = _convert(network, bundle, options, calibration)
+    write = _convert(network, bundle, options, quantize)
     progress(Progress("exporting", 1, 1, unit="models"))
     with scratch_folder(out) as place:
         built, verified = place / "built" / out.name, place / "verified" / out.name
@@ -123,7 +123,7 @@ def export(
             )
         except Exception as error:  # each runtime has its own exceptions
             raise ExportError(f"The exported model does not run: {error}", "Try another --format.") from error
-        _check(found, options, int8=calibration is not None)
+        _check(found, options, int8=quantize is not None)
         # The same graph again: what was found goes into its metadata.
         _write(write, verified, metadata | {EXPORT_KEY: json.dumps(description | {"verification": asdict(found)})})
         made = sorted(verified.parent.iterdir())  # OpenVINO's weights (.bin) before its graph (.xml)
@@ -132,7 +132,7 @@ def export(
             for file, temporary in zip(made, temporaries, strict=True):
                 shutil.copyfile(file, temporary)
     size = sum(file.stat().st_size for file in files)
-    return ExportResult(files, size, options, calibration is not None, found)
+    return ExportResult(files, size, options, quantize is not None, found)
 
 
 def check_options(options: ExportOptions, out: Path, int8: bool) -> None:
@@ -147,10 +147,10 @@ def check_options(options: ExportOptions, out: Path, int8: bool) -> None:
     if options.opset is not None and options.opset < MIN_OPSET:
         raise UsageError(f"--opset {options.opset} is too old.", f"Use {MIN_OPSET} or later.")
     if int8 and (options.format != "openvino" or options.half):
-        raise UsageError("--calibration makes an OpenVINO model INT8.", "Use it with --format openvino, not --half.")
+        raise UsageError("--quantize makes an OpenVINO model INT8.", "Use it with --format openvino, not --half.")
 
 
-def _convert(network: Network, bundle: Bundle, options: ExportOptions, calibration: Path | None) -> Write:
+def _convert(network: Network, bundle: Bundle, options: ExportOptions, quantize: Path | None) -> Write:
     """Return what writes the converted model, with metadata. Raises ExportError."""
     for module in {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"], "torch": []}[
         options.format
@@ -162,7 +162,7 @@ def _convert(network: Network, bundle: Bundle, options: ExportOptions, calibrati
             if options.format == "onnx":
                 return _to_onnx(program, options)
             if options.format == "openvino":
-                return _to_openvino(program, bundle, options, calibration)
+                return _to_openvino(program, bundle, options, quantize)
             return _to_torch(program)
     except CfaError:
         raise
@@ -207,17 +207,17 @@ def _to_onnx(program: ExportedProgram, options: ExportOptions) -> Write:
     return write
 
 
-def _to_openvino(program: ExportedProgram, bundle: Bundle, options: ExportOptions, calibration: Path | None) -> Write:
+def _to_openvino(program: ExportedProgram, bundle: Bundle, options: ExportOptions, quantize: Path | None) -> Write:
     openvino = import_extra("openvino", "openvino", ExportError)
     model = openvino.convert_model(program)
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, OUTPUTS, strict=True):
         output.get_tensor().set_names({name})
-    if calibration is not None:
+    if quantize is not None:
         nncf = import_extra("nncf", "nncf", ExportError)
         inputs = [
             prepare(image, bundle.geometry, options.resize)[None].numpy()
-            for image in read_images(calibration, bundle.training, CALIBRATION_IMAGES)
+            for image in read_images(quantize, bundle.training, QUANTIZATION_IMAGES)
         ]
         # Distances are differences of large numbers: the descriptor and the search stay in float32.
         scope = nncf.IgnoredScope(types=["MatMul"], validate=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from cfa_cli.bundle import check_there
-from cfa_cli.config import Precision, check_max_pixels
+from cfa_cli.config import Precision, check_max_pixels, check_threshold
 from cfa_cli.data.ignore import check_ignore
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.notes import LeftOut
@@ -137,6 +137,7 @@ def check_options(save: Collection[SaveKind], threshold: float | None, max_fpr: 
         raise UsageError(f"save={save!r} is none of the kinds.", f"Give some of {get_args(SaveKind)}, or ().")
     if threshold is not None and max_fpr is not None:
         raise UsageError("--threshold and --max-fpr exclude each other.", "Give one of them.")
+    check_threshold(threshold, max_fpr)
 
 
 def check_model(model: object, match: bool) -> None:

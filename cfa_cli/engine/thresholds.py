@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import betaincinv  # scipy.stats would take half a second to import
 
-from cfa_cli.errors import UsageError
+from cfa_cli.config import check_threshold
 from cfa_cli.intervals import clopper_pearson
 from cfa_cli.records import Calibration
 
@@ -40,7 +40,7 @@ def choose_threshold(scores: Sequence[float], max_fpr: float) -> Threshold:
     1 / max_fpr) the largest is taken. The rate that the threshold really has is distributed as Beta(n + 1 - k, k),
     which gives the interval. Raises UsageError unless 0 < max_fpr < 1.
     """
-    check_max_fpr(max_fpr)
+    check_threshold(None, max_fpr)
     ordered = sorted(scores)
     n = len(ordered)
     k = min(n, max(1, math.ceil((n + 1) * (1 - max_fpr) - 1e-9)))
@@ -48,12 +48,6 @@ def choose_threshold(scores: Sequence[float], max_fpr: float) -> Threshold:
     # A threshold of zero, from images without any distance, would leave no scale to show scores on.
     value = max(ordered[k - 1], float(np.finfo(np.float32).tiny))
     return Threshold(value, low, high)
-
-
-def check_max_fpr(max_fpr: float) -> None:
-    """Raise UsageError unless 0 < max_fpr < 1."""
-    if not 0 < max_fpr < 1:
-        raise UsageError(f"--max-fpr {max_fpr} is not between 0 and 1.", "Use for example --max-fpr 0.05.")
 
 
 def set_thresholds(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float) -> Calibration:
@@ -126,10 +120,9 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
     A fixed threshold moves the pixel and the extent threshold in proportion; another rate leaves the extent threshold,
     as the pixels of held-out maps are not kept. The colour scale stays: it is the model's.
     """
+    check_threshold(threshold, max_fpr)
     extent = calibration.extent_threshold
     if threshold is not None:
-        if not (math.isfinite(threshold) and threshold > 0):
-            raise UsageError(f"--threshold {threshold} is not a positive number.", "`cfa info` shows the model's own.")
         n = len(calibration.holdout_scores)
         over = sum(score > threshold for score in calibration.holdout_scores)
         low, high = clopper_pearson(over, n, INTERVAL)

@@ -75,7 +75,7 @@ def measure(name: str, good: Path, images: Path, folder: Path) -> None:
         out = folder / f"model{SUFFIXES[options.format]}"
         kind = options.format + (", INT8" if int8 else ", half" if options.half else "")
         try:
-            result = export(model, out, options, images=images, calibration=good if int8 else None, force=True)
+            result = export(model, out, options, images=images, quantize=good if int8 else None, force=True)
         except ExportError as failure:
             print(f"| {name} | {kind} | {failure.message} | | |", flush=True)
             continue

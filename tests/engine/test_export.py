@@ -194,7 +194,7 @@ def test_weights_of_another_export_are_not_taken(bundle, exported, few, tmp_path
 def test_int8_measures_its_error(few, bundle, tmp_path):
     require("openvino")
     pytest.importorskip("nncf", reason="nncf is not installed")
-    result = export(bundle, tmp_path / "m.xml", ExportOptions("openvino"), calibration=few)
+    result = export(bundle, tmp_path / "m.xml", ExportOptions("openvino"), quantize=few)
     assert result.int8
     assert 1e-4 < result.verification.max_relative < 0.3  # not exact, but the same model
     assert result.bytes < 0.5 * bundle.stat().st_size

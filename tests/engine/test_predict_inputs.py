@@ -222,6 +222,7 @@ def test_errors_of_arguments_come_at_the_call(opened, model, tmp_path):
         (UsageError, (opened, 5, {})),
         (InputError, (opened, [], {})),
         (InputError, (opened, tmp_path / "none.png", {})),
+        (InputError, (opened, "a\0b.png", {})),
         (BundleError, (tmp_path / "none.safetensors", path, {})),
         (BundleError, (tmp_path / "no.onnx", path, {})),
         (InputError, (opened, path, {"out": path})),
