@@ -82,13 +82,17 @@ def export(
         from cfa_cli.bundle import check_there
 
         check_there(model)  # before torch is imported, which takes seconds
-        from cfa_cli.engine.export import ExportOptions
+        from cfa_cli.engine.export_options import ExportOptions, check_options
+
+        wanted = ExportOptions(format, with_resize, dynamic_batch, opset, half)
+        out = out or model.with_suffix(EXPORT_SUFFIXES[format])
+        check_options(wanted, out, int8=quantize is not None)
         from cfa_cli.engine.export import export as run_export
 
         result = run_export(
             model,
-            out or model.with_suffix(EXPORT_SUFFIXES[format]),
-            ExportOptions(format, with_resize, dynamic_batch, opset, half),
+            out,
+            wanted,
             images=images,
             quantize=quantize,
             force=force,

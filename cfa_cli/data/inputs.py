@@ -8,22 +8,17 @@ import functools
 import glob
 import itertools
 import os
-import stat
 import unicodedata
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from cfa_cli.data.own_output import holds_results, is_result
+from cfa_cli.data.walk import cannot_list, is_hidden, is_image_name, walk
 from cfa_cli.errors import InputError
 from cfa_cli.notes import LeftOut
-from cfa_cli.records import FORMATS, IMAGE_SUFFIXES, MODEL_SUFFIXES, RESULT_FOLDERS, Source
+from cfa_cli.records import FORMATS, IMAGE_SUFFIXES, MODEL_SUFFIXES, Source
 from cfa_cli.text import command_line
-
-# What Windows leaves in any folder, and the tables and pages that cfa writes.
-_UNSAID = {"Thumbs.db", "desktop.ini", "scores.csv", "regions.csv", "run.jsonl", "report.html"}
-_UNSAID |= {"results.json", "results.csv", "results.md", "results.html"}
 
 
 def find_images(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
@@ -36,7 +31,7 @@ def find_images(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     _require_folder(folder)
     left_out = LeftOut() if left_out is None else left_out
     here = LeftOut()
-    images = [] if is_result(folder) else _walk(folder, here)
+    images = [] if is_result(folder) else walk(folder, here)
     left_out.formats += here.formats
     left_out.results += here.results
     if not images:
@@ -67,7 +62,7 @@ def find_products(parent: Path) -> list[Path]:
     Raises InputError if there is no such folder, if it cannot be listed, and if no folder is in it.
     """
     _require_folder(parent)
-    found = [path for path in sorted(parent.iterdir()) if _is_folder(path) and not _is_hidden(path)]
+    found = [path for path in sorted(parent.iterdir()) if _is_folder(path) and not is_hidden(path)]
     found = [path for path in found if not is_result(path) and not holds_results(path)]
     if not found:
         raise InputError(
@@ -145,8 +140,8 @@ def _from_glob(pattern: str, left_out: LeftOut) -> list[_Found]:
         if is_result(Path(match)):
             left_out.results.append(match)
         elif _is_folder(Path(match)):
-            found += [_Found(str(image), root) for image in _walk(Path(match), left_out)]
-        elif _is_image_name(match):
+            found += [_Found(str(image), root) for image in walk(Path(match), left_out)]
+        elif is_image_name(match):
             found.append(_Found(match, root))
     if not found and not left_out.results:
         raise InputError(f"The pattern {pattern} matches no images.", "Check the pattern, or give a folder.")
@@ -215,61 +210,6 @@ def _unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _walk(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The images below `folder`, sorted; what is passed over is added to `left_out`."""
-    images: list[Path] = []
-    visited: set[tuple[int, int] | str] = set()
-    pending = deque([folder])  # links wait until the real tree is done, so that none hides the folder it points to
-    while pending:
-        for here, folders, files in os.walk(pending.popleft(), onerror=_cannot_list):
-            if (identity := _identity(here)) in visited:
-                folders.clear()
-                continue
-            visited.add(identity)
-            written = set(folders).intersection(RESULT_FOLDERS) if holds_results(Path(here)) else set()
-            left_out.results += [str(Path(here, name)) for name in sorted(written)]
-            folders[:] = sorted(name for name in folders if name not in written and not _is_hidden(Path(here, name)))
-            pending += [link for name in folders if _is_link(link := Path(here, name))]
-            shown = [name for name in files if not name.startswith(".")]
-            images += [Path(here, name) for name in shown if _is_image_name(name)]
-            for name in shown:
-                count_other_format(name, left_out)
-    return sorted(images, key=lambda path: path.as_posix())
-
-
-def count_other_format(name: str, left_out: LeftOut) -> None:
-    """Count a file among those that are left out, unless it is an image or of cfa's own or the system's."""
-    suffix = PurePath(name).suffix.lower()
-    if suffix not in (*IMAGE_SUFFIXES, *MODEL_SUFFIXES) and name not in _UNSAID:
-        left_out.formats[suffix or "no suffix"] += 1
-
-
-def _identity(folder: str) -> tuple[int, int] | str:
-    """What tells a folder apart. Some network drives of Windows number no files."""
-    status = Path(folder).stat()
-    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
-
-
-def _is_hidden(folder: Path) -> bool:
-    """By its name; on Windows by an attribute too: a drive's `System Volume Information`, which none may list."""
-    if folder.name.startswith("."):
-        return True
-    return bool(getattr(folder.lstat(), "st_file_attributes", 0) & stat.FILE_ATTRIBUTE_HIDDEN)
-
-
-def _is_link(folder: Path) -> bool:
-    """Whether `os.walk` passes it by: a link, or a junction of Windows (since Python 3.12)."""
-    return folder.is_symlink() or getattr(os.path, "isjunction", lambda _: False)(folder)
-
-
-def _cannot_list(error: OSError) -> None:
-    raise InputError(f"Cannot list {error.filename}: {error.strerror}.", "Check the folder's permissions.") from error
-
-
-def _is_image_name(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def _absolute(path: str | PurePath) -> str:
     """From the root, without `..`; links are not followed."""
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute() keeps the "..")
@@ -292,7 +232,7 @@ def _require_folder(folder: Path) -> None:
             f"{folder} is a file, not a folder.", f"Give the folder that holds it: {folder.parent}"
         ) from error
     except OSError as error:
-        _cannot_list(error)
+        cannot_list(error)
 
 
 def _possible_datasets(folder: Path) -> Iterator[Path]:

@@ -14,8 +14,8 @@ from threading import Event
 
 from watchfiles import Change, watch
 
-from cfa_cli.data.inputs import count_other_format
 from cfa_cli.data.own_output import is_result
+from cfa_cli.data.walk import count_other_format
 from cfa_cli.errors import InputError
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import IMAGE_SUFFIXES, Prediction, Source

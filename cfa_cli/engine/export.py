@@ -22,6 +22,7 @@ from cfa_cli import __version__
 from cfa_cli.atomic import atomic_paths, scratch_folder
 from cfa_cli.bundle import check_free, load_bundle, to_metadata
 from cfa_cli.download import sha256_of
+from cfa_cli.engine.export_options import ExportOptions, check_options
 from cfa_cli.engine.runtimes import (
     EXPORT_KEY,
     KEEP_KEY,
@@ -34,28 +35,16 @@ from cfa_cli.engine.runtimes import (
 )
 from cfa_cli.engine.scorer import NetworkScorer, build_network
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
-from cfa_cli.errors import CfaError, ExportError, UsageError
+from cfa_cli.errors import CfaError, ExportError
 from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
 from cfa_cli.model.network import Network
-from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Progress, ProgressCallback
+from cfa_cli.records import Bundle, Progress, ProgressCallback
 
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
 HALF_TOLERANCE = 1e-2
-MIN_OPSET = 18
 QUANTIZATION_IMAGES = 300  # at most, for INT8
 
 Write = Callable[[Path, dict[str, str]], None]  # to a path, with metadata
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What `export` can be told."""
-
-    format: ExportFormat = "onnx"
-    resize: bool = False  # the graph takes uint8 images of any size
-    dynamic_batch: bool = False  # any number of images at once, else one
-    opset: int | None = None  # of ONNX; None: torch's default
-    half: bool = False  # weights and bank are stored as float16
 
 
 @dataclass(frozen=True)
@@ -133,21 +122,6 @@ def export(
                 shutil.copyfile(file, temporary)
     size = sum(file.stat().st_size for file in files)
     return ExportResult(files, size, options, quantize is not None, found)
-
-
-def check_options(options: ExportOptions, out: Path, int8: bool) -> None:
-    """Raise UsageError for options that do not go with the format, or each other."""
-    suffix = EXPORT_SUFFIXES[options.format]
-    if out.suffix.lower() != suffix:
-        raise UsageError(
-            f"--out {out} does not end in {suffix}, by which the format is known.", f"Use {out.with_suffix(suffix)}."
-        )
-    if options.opset is not None and options.format != "onnx":
-        raise UsageError("--opset is for --format onnx.", "Leave it out.")
-    if options.opset is not None and options.opset < MIN_OPSET:
-        raise UsageError(f"--opset {options.opset} is too old.", f"Use {MIN_OPSET} or later.")
-    if int8 and (options.format != "openvino" or options.half):
-        raise UsageError("--quantize makes an OpenVINO model INT8.", "Use it with --format openvino, not --half.")
 
 
 def _convert(network: Network, bundle: Bundle, options: ExportOptions, quantize: Path | None) -> Write:

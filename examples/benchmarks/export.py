@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from cfa_cli import FitConfig, fit, load_bundle, save_bundle
-from cfa_cli.engine.export import ExportOptions, export
+from cfa_cli.engine.export import export
+from cfa_cli.engine.export_options import ExportOptions
 from cfa_cli.engine.scorer import load_scorer
 from cfa_cli.engine.verify import read_images, time_scorer
 from cfa_cli.errors import ExportError

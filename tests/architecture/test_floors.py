@@ -102,6 +102,9 @@ MISTAKES = [  # (command line, exit code)
     ("calibrate here.txt nothing --out new", 3),
     ("calibrate here.txt photos", 2),
     ("export --model nothing.safetensors", 4),
+    ("export --model here.txt --out .", 2),
+    ("export --model here.txt --opset 3", 2),
+    ("export --model here.txt --quantize photos", 2),
     ("fti", 2),
 ]
 

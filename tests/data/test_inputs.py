@@ -130,6 +130,43 @@ def found(*inputs: str, stdin: Iterable[str] | None = None) -> list[tuple[str, s
     return [(str(source.path), source.name) for source in find_sources(inputs, stdin)]
 
 
+@pytest.mark.parametrize(("listed", "at_once"), [("", False), ("sub", True), ("sub", False)])
+def test_a_folder_that_vanishes_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, at_once: bool
+) -> None:
+    """After its folder was listed, as it is to be listed itself, or just after."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").touch()
+    list_folder = os.scandir
+
+    class Listing:
+        def __init__(self, path: str) -> None:
+            here = Path(path) == tmp_path / listed
+            if here and at_once:
+                (tmp_path / "sub").rmdir()
+            with list_folder(path) as entries:
+                self._entries = iter(list(entries))
+            if here and not at_once and (tmp_path / "sub").exists():
+                (tmp_path / "sub").rmdir()
+
+        def __enter__(self) -> Listing:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def __iter__(self) -> Listing:
+            return self
+
+        def __next__(self) -> os.DirEntry[str]:
+            return next(self._entries)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", Listing)
+    assert find_images(tmp_path) == [tmp_path / "a.png"]
+    assert not (tmp_path / "sub").exists()
+
+
 def test_one_folder_mirrors_its_tree(tmp_path: Path) -> None:
     plant(tmp_path, "parts/b/1.png", "parts/a/1.png", "parts/0.jpg", "parts/notes.txt")
     expected = [("parts/0.jpg", "0.jpg"), ("parts/a/1.png", "a/1.png"), ("parts/b/1.png", "b/1.png")]

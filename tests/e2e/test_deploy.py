@@ -16,7 +16,8 @@ import pytest
 
 from cfa_cli import predict
 from cfa_cli.bundle import load_bundle
-from cfa_cli.engine.export import ExportOptions, export
+from cfa_cli.engine.export import export
+from cfa_cli.engine.export_options import ExportOptions
 from tests.engine.exports import make_bundle
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")

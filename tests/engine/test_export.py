@@ -14,7 +14,8 @@ from torch import from_numpy
 
 from cfa_cli import predict
 from cfa_cli.bundle import load_bundle
-from cfa_cli.engine.export import ExportOptions, export
+from cfa_cli.engine.export import export
+from cfa_cli.engine.export_options import ExportOptions
 from cfa_cli.engine.runtimes import load_exported, load_model
 from cfa_cli.engine.scorer import score_sources
 from cfa_cli.errors import BundleError, DeviceError, ExportError, InputError, UsageError

@@ -11,7 +11,8 @@ from torch.nn.functional import avg_pool2d
 
 from cfa_cli import fit, load_bundle, predict, save_bundle
 from cfa_cli.config import PRESETS, FitConfig
-from cfa_cli.engine.export import ExportOptions, export
+from cfa_cli.engine.export import export
+from cfa_cli.engine.export_options import ExportOptions
 from cfa_cli.errors import UsageError
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import descriptor_channels
