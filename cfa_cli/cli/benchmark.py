@@ -145,6 +145,7 @@ def benchmark(
     out: Out = Path("benchmark"),
     save_models: SaveModels = False,
     save_maps: SaveMaps = False,
+    ignore: options.FitIgnore = None,
     force: Force = False,
     category: Categories = None,
     backbone: Backbones = None,
@@ -170,6 +171,7 @@ def benchmark(
         if fetch:
             obtain.obtain(dataset, data_root, terminal)
         from cfa_cli.data.datasets import name_folders, open_dataset
+        from cfa_cli.data.ignore import find_ignore_masks
         from cfa_cli.weights.loading import check_spec
 
         # Mistakes are said before torch is imported.
@@ -181,6 +183,8 @@ def benchmark(
         for note in dict.fromkeys(note for each in data.categories for note in each.notes):
             terminal.note(note)
         check_spec(config.weights)
+        if ignore is not None:
+            find_ignore_masks(ignore)
         from cfa_cli.engine.benchmark import benchmark as run_benchmark
         from cfa_cli.engine.compare import compare
         from cfa_cli.results.benchmark_files import document
@@ -188,6 +192,7 @@ def benchmark(
         shared: Shared = {
             "out": out,
             "save_maps": save_maps,
+            "ignore": ignore,
             "force": force,
             "command": command_line(["cfa", *sys.argv[1:]]),
             "progress": _Evaluations(terminal).show,
@@ -221,6 +226,7 @@ class Shared(TypedDict):
 
     out: Path
     save_maps: bool
+    ignore: Path | None
     force: bool
     command: str
     progress: Callable[[BenchmarkProgress], None]

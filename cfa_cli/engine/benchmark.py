@@ -24,6 +24,7 @@ import torch
 from cfa_cli import __version__
 from cfa_cli.config import FitConfig
 from cfa_cli.data.datasets import Dataset
+from cfa_cli.data.ignore import IgnoreMasks, find_ignore_masks
 from cfa_cli.engine.backbone import load_backbone
 from cfa_cli.engine.evaluate import Job, data_digest, evaluate
 from cfa_cli.errors import CfaError, UsageError, is_out_of_memory
@@ -57,6 +58,7 @@ def benchmark(
     jobs: int = 1,
     save_models: bool = False,
     save_maps: bool = False,
+    ignore: str | Path | None = None,
     force: bool = False,
     command: str = "",
     progress: BenchmarkCallback = lambda step: None,
@@ -67,8 +69,9 @@ def benchmark(
     After each evaluation `out` has `results.json`, `.csv`, `.md` and `.html`; those that are there, of the same options
     and data, are not done again, unless `force` starts over. `save_models` keeps the models in `out/models`,
     `save_maps` the score maps in `out/maps`, as MVTec's evaluator reads them: NAME/CATEGORY/test/KIND/NAME.tiff,
-    float32, at the image's size. `jobs` > 1 takes as many processes at a time, on all GPUs in turn. `command` is kept
-    with the results. `out` is held: another benchmark cannot write to it meanwhile.
+    float32, at the image's size. `ignore` names what is not looked at and in no pixel metric, as for `fit`. `jobs` > 1
+    takes as many processes at a time, on all GPUs in turn. `command` is kept with the results. `out` is held: another
+    benchmark cannot write to it meanwhile.
 
     An evaluation that fails is reported in the results' failures and stops no other. Raises what is wrong with all
     before the first: UsageError, WeightsError, DeviceError, and InputError where `out` holds other results, is held by
@@ -78,8 +81,11 @@ def benchmark(
     backbones, seeds = list(dict.fromkeys(backbones or [config.backbone])), list(dict.fromkeys(seeds or [config.seed]))
     if jobs < 1:
         raise UsageError(f"--jobs {jobs} is too small.", "Use for example --jobs 2.")
+    masks = None if ignore is None else find_ignore_masks(ignore)
     weights = _check(config, backbones, notify)
-    results = Results(dataset.name, replace(config, backbone=backbones[0], seed=seeds[0]), (), (), versions())
+    results = Results(
+        name_data(dataset, masks), replace(config, backbone=backbones[0], seed=seeds[0]), (), (), versions()
+    )
     wanted = [
         Job(
             category,
@@ -87,6 +93,7 @@ def benchmark(
             out / "models" / f"{backbone}-seed{seed}" / f"{category.name}.safetensors" if save_models else None,
             out / "maps" / f"{backbone}-seed{seed}" if save_maps else None,
             samples=out,
+            ignore=masks,
         )
         for backbone in backbones
         for seed in seeds
@@ -94,13 +101,18 @@ def benchmark(
     ]
     with locked(out):
         if not force:
-            results = _still_valid(read_results(out, results), dataset, weights)
+            results = _still_valid(read_results(out, results), dataset, weights, masks)
         return _evaluate_all(wanted, results, out, jobs, command, progress, notify)
 
 
-def _still_valid(results: Results, dataset: Dataset, weights: dict[str, str]) -> Results:
+def name_data(dataset: Dataset, ignore: IgnoreMasks | None) -> str:
+    """Name a data set, and what is ignored of it: results of the one are not those of the other."""
+    return dataset.name if ignore is None else f"{dataset.name}, without what {ignore.path.name} ignores"
+
+
+def _still_valid(results: Results, dataset: Dataset, weights: dict[str, str], ignore: IgnoreMasks | None) -> Results:
     """Keep the evaluations whose data and weights are still the same."""
-    data = {category.name: data_digest(category) for category in dataset.categories}
+    data = {category.name: data_digest(category, ignore) for category in dataset.categories}
     current = [
         each
         for each in results.evaluations

@@ -10,7 +10,8 @@ from pathlib import Path
 from cfa_cli.bundle import check_there
 from cfa_cli.data.category import Category
 from cfa_cli.data.datasets import Dataset
-from cfa_cli.engine.benchmark import BenchmarkCallback, BenchmarkProgress, versions
+from cfa_cli.data.ignore import IgnoreMasks, find_ignore_masks
+from cfa_cli.engine.benchmark import BenchmarkCallback, BenchmarkProgress, name_data, versions
 from cfa_cli.engine.bootstrap import Drawn, average, drawn_differences, with_intervals
 from cfa_cli.engine.evaluate import check_category, describe, reset_peak_memory
 from cfa_cli.engine.measure import Measured, measure
@@ -30,6 +31,7 @@ def compare(
     out: Path,
     device: str = "auto",
     save_maps: bool = False,
+    ignore: str | Path | None = None,
     force: bool = False,
     command: str = "",
     progress: BenchmarkCallback = lambda step: None,
@@ -40,6 +42,7 @@ def compare(
     models: bundles or exported models, of a data set of one category; of several, folders with CATEGORY.safetensors
     (or another model) for each. The first is what the others are compared with.
 
+    `ignore` names what is not looked at, in place of what the models ignore, and in no pixel metric.
     Writes `results.json`, `.csv`, `.md` and `.html` to `out`. What cannot be measured is in the results' failures.
     Raises UsageError and InputError for models that are not there, and for an `out` that holds results, unless `force`.
     """
@@ -49,7 +52,8 @@ def compare(
         for name, model in zip(names, models, strict=True)
         for category in dataset.categories
     }
-    comparison = _Comparison(names, device, out, save_maps)
+    masks = None if ignore is None else find_ignore_masks(ignore)
+    comparison = _Comparison(names, device, out, save_maps, masks)
     done = 0
     with locked(out):
         if is_there(out / "results.json") and not force:
@@ -67,7 +71,7 @@ def compare(
                 done += 1
                 progress(BenchmarkProgress(done, len(files), label, None))
             comparison.end(category)
-        results = comparison.results(dataset.name, command)
+        results = comparison.results(name_data(dataset, masks), command)
         write_results(out, results)
     return results
 
@@ -98,8 +102,11 @@ def find_model(path: Path, category: str, *, alone: bool) -> Path:
 class _Comparison:
     """Collects what is measured of models, category by category, and their differences from the first of them."""
 
-    def __init__(self, names: Sequence[str], device: str, out: Path, save_maps: bool) -> None:
+    def __init__(
+        self, names: Sequence[str], device: str, out: Path, save_maps: bool, ignore: IgnoreMasks | None
+    ) -> None:
         self._names, self._device, self._out, self._save_maps = names, device, out, save_maps
+        self._ignore = ignore
         self._evaluations: list[Evaluation] = []
         self._failures: list[Failure] = []
         self._differences: list[Difference] = []
@@ -113,14 +120,14 @@ class _Comparison:
             reset_peak_memory()
             model = open_model(file, device=self._device)
             maps = self._out / "maps" / name if self._save_maps else None
-            measured = measure(category, model, maps=maps, progress=progress)
+            measured = measure(category, model, maps=maps, ignore=self._ignore, progress=progress)
         except CfaError as error:
             failure = Failure("", 0, category.name, " ".join(filter(None, (error.message, error.hint))), None, name)
             self._failures.append(failure)
             return failure.error
-        evaluation = describe(category, measured, model.bundle, self._device)
+        evaluation = describe(category, measured, model.bundle, self._device, self._ignore)
         evaluation = replace(evaluation, model=name, warnings=(*model.warnings, *notes))
-        write_samples(self._out, category, model, evaluation)
+        write_samples(self._out, category, model, evaluation, self._ignore)
         self._evaluations.append(evaluation)
         self._measured[name] = measured
         return None

@@ -13,6 +13,7 @@ import torch
 from cfa_cli.bundle import save_bundle
 from cfa_cli.config import FitConfig
 from cfa_cli.data.category import Category
+from cfa_cli.data.ignore import IgnoreMasks
 from cfa_cli.data.masks import check_masks
 from cfa_cli.engine.fit import fit
 from cfa_cli.engine.measure import Measured, map_path, measure
@@ -31,6 +32,7 @@ class Job:
     model: Path | None = None  # where to keep the model
     maps: Path | None = None  # the folder to keep the score maps in
     samples: Path | None = None  # the benchmark's folder, to keep pictures of sample results in
+    ignore: IgnoreMasks | None = None  # what is not looked at, and in no pixel metric
 
     @property
     def key(self) -> EvaluationKey:
@@ -56,14 +58,15 @@ def evaluate(job: Job, progress: ProgressCallback = lambda step: None) -> Evalua
     category, config = job.category, job.config
     notes = check_category(category)  # what is wrong with a mask is said before the fit, which takes minutes
     reset_peak_memory()
-    result = fit(list(category.train), config, progress=progress)
+    ignore = None if job.ignore is None else job.ignore.path
+    result = fit(list(category.train), config, ignore=ignore, progress=progress)
     if job.model is not None:
         save_bundle(result.bundle, job.model, force=True)
     model = open_model(result.bundle, device=config.device)
-    measured = measure(category, model, maps=job.maps, progress=progress)
-    evaluation = describe(category, measured, result.bundle, config.device)
+    measured = measure(category, model, maps=job.maps, ignore=job.ignore, progress=progress)
+    evaluation = describe(category, measured, result.bundle, config.device, job.ignore)
     if job.samples is not None:
-        write_samples(job.samples, category, model, evaluation)
+        write_samples(job.samples, category, model, evaluation, job.ignore)
     return replace(
         evaluation,
         train_images=result.train_images,
@@ -79,7 +82,9 @@ def check_category(category: Category) -> tuple[str, ...]:
     return (*category.notes, *check_masks(masks))
 
 
-def describe(category: Category, measured: Measured, bundle: Bundle, device: str) -> Evaluation:
+def describe(
+    category: Category, measured: Measured, bundle: Bundle, device: str, ignore: IgnoreMasks | None
+) -> Evaluation:
     """Put what was measured and what is known of the model into one record."""
     held_out = len(bundle.calibration.holdout_scores)
     labels = [image.anomalous for image in measured.images]
@@ -108,7 +113,7 @@ def describe(category: Category, measured: Measured, bundle: Bundle, device: str
         input_size=bundle.geometry.input_size,
         weights=bundle.backbone.weights,
         weights_sha256=bundle.backbone.sha256,
-        data_sha256=data_digest(category),
+        data_sha256=data_digest(category, ignore),
         warnings=(),
         images=measured.images,
         kinds=measured.kinds,
@@ -116,11 +121,16 @@ def describe(category: Category, measured: Measured, bundle: Bundle, device: str
     )
 
 
-def data_digest(category: Category) -> str:
-    """Digest the names and sizes of a category's files, so that results of other data are not taken for its own."""
+def data_digest(category: Category, ignore: IgnoreMasks | None) -> str:
+    """Digest the names and sizes of a category's files, so that results of other data are not taken for its own.
+
+    What is ignored is part of the data.
+    """
     digest = hashlib.sha256()
     for path in (*category.train, *(p for t in category.test for p in (t.path, t.mask) if p is not None)):
         digest.update(f"{path.parent.name}/{path.name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    if ignore is not None:
+        digest.update(ignore.digest.encode())
     return digest.hexdigest()
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from cfa_cli.data.category import Category, TestImage
+from cfa_cli.data.ignore import IgnoreMasks, read_ignored
 from cfa_cli.data.masks import read_mask, require_fit
 from cfa_cli.engine.metrics import CurveMetrics, PixelMetrics, ThresholdMetrics, image_metrics, threshold_metrics
 from cfa_cli.engine.model import Model
@@ -36,11 +38,17 @@ class Measured:
 
 
 def measure(
-    category: Category, model: Model, *, maps: Path | None = None, progress: ProgressCallback = lambda step: None
+    category: Category,
+    model: Model,
+    *,
+    maps: Path | None = None,
+    ignore: IgnoreMasks | None = None,
+    progress: ProgressCallback = lambda step: None,
 ) -> Measured:
     """Score a category's test images and measure; nothing is trained. `maps` is a folder to keep the score maps in.
 
     Pixel metrics are taken at each mask's own resolution, on good images at the image's; with a crop, inside it.
+    What is ignored is not looked at, and in no pixel metric.
     Raises InputError for test images or masks that cannot be read or do not fit together.
     """
     geometry, threshold = model.bundle.geometry, model.bundle.calibration.threshold
@@ -48,7 +56,8 @@ def measure(
     scores: list[float] = []
     times: list[float] = []
     sources = [Source(image.path, image.path.name) for image in category.test]
-    predictions = score_sources(model.scorer, sources, threshold, keep_images=True)
+    opened = None if ignore is None else model.open_ignore(ignore.path)
+    predictions = score_sources(model.scorer, sources, threshold, keep_images=True, ignore=opened)
     for number, (image, prediction) in enumerate(zip(category.test, predictions, strict=True), start=1):
         if prediction.score is None or prediction.score_map is None or prediction.image is None:
             raise InputError(f"A test image cannot be read: {prediction.error}", "Copy the data set again.")
@@ -58,9 +67,9 @@ def measure(
         if maps is not None:
             write_picture(map_path(maps, category, image), resize_map(prediction.score_map, geometry, size))
         if category.has_masks:
-            score_map, mask = _judged(image, prediction.score_map, size, geometry)
-            pixels.update(score_map, mask, image.kind)
-            regions.add(score_map, mask)
+            score_map, mask, ignored = _judged(image, prediction.score_map, size, geometry, ignore)
+            pixels.update(score_map, mask, image.kind, ignored)
+            regions.add(score_map, mask, ignored)
         progress(Progress("testing", number, len(category.test)))
     shares = regions.of_images() or [None] * len(scores)
     images = tuple(
@@ -89,14 +98,17 @@ def map_path(maps: Path, category: Category, image: TestImage) -> Path:
 
 
 def _judged(
-    image: TestImage, score_map: np.ndarray, size: tuple[int, int], geometry: Geometry
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image's map and mask, at the mask's resolution, inside the crop. Raises InputError."""
+    image: TestImage, score_map: np.ndarray, size: tuple[int, int], geometry: Geometry, ignore: IgnoreMasks | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return an image's map, mask and what is ignored, at the mask's resolution, inside the crop. Raises InputError."""
     mask = read_mask(image.mask) if image.mask is not None else np.zeros(size, np.uint8)
     if image.mask is not None:
         require_fit(image.mask, mask, size)
     seen = seen_window(geometry, mask.shape)  # what a crop cuts away is not judged
-    return resize_map(score_map, geometry, mask.shape)[seen], mask[seen]
+    path, ignored = None if ignore is None else ignore.find(image.path), None
+    if path is not None:
+        ignored = cv2.resize(read_ignored(path), mask.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)[seen]
+    return resize_map(score_map, geometry, mask.shape)[seen], mask[seen], ignored
 
 
 def _kinds(images: Sequence[ImageScore], threshold: float, pixels: PixelMetrics) -> tuple[KindFigures, ...]:

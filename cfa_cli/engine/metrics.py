@@ -81,6 +81,16 @@ def threshold_metrics(
     )
 
 
+def split_pixels(shape: tuple[int, ...], mask: Array | None, ignored: Array | None) -> tuple[Array, Array]:
+    """Tell defect-free pixels and defects apart, (H, W) bool each; what is ignored is neither.
+
+    mask, ignored: (H, W), nonzero on defects and on what is ignored; None: nowhere.
+    """
+    judged = np.ones(shape, bool) if ignored is None else ignored == 0
+    defects = np.zeros(shape, bool) if mask is None else judged & (mask != 0)
+    return judged & ~defects, defects
+
+
 class PixelMetrics:
     """Pixel AUROC, AUPRO and pixel F1-max of one category, image by image.
 
@@ -94,11 +104,11 @@ class PixelMetrics:
         self._good: defaultdict[str, _Pile] = defaultdict(_Pile)
         self._bad: defaultdict[str, _Pile] = defaultdict(_Pile)
 
-    def update(self, score_map: Array, mask: Array | None, kind: str = "") -> None:
+    def update(self, score_map: Array, mask: Array | None, kind: str = "", ignored: Array | None = None) -> None:
         """Add one image: its map (H, W), taken as float32, and its mask (H, W), nonzero on defects; None if good.
 
-        `kind` is what `compute` can be asked for. Infinite scores rank as such. Raises InputError on NaN and on shapes
-        that differ.
+        `kind` is what `compute` can be asked for. Pixels where `ignored` (H, W) is not zero are left out; regions are
+        those of what remains. Infinite scores rank as such. Raises InputError on NaN and on shapes that differ.
         """
         scores = np.asarray(score_map, dtype=np.float32)
         if mask is not None and mask.shape != scores.shape:
@@ -106,14 +116,14 @@ class PixelMetrics:
         if np.isnan(scores).any():
             raise InputError("A score map holds values that are not numbers (NaN).", "Fit the model again.")
         keys = order_keys(scores)
-        if mask is None or not mask.any():
-            self._good[kind].add(keys.ravel())
+        good, defects = split_pixels(keys.shape, mask, ignored)
+        if not defects.any():
+            self._good[kind].add(keys[good])
             return
-        defects = mask != 0
         count, labels, stats, _ = cv2.connectedComponentsWithStats(defects.view(np.uint8), connectivity=8)
         self._regions[kind] += count - 1
         areas = stats[:, cv2.CC_STAT_AREA].astype(np.uint32)
-        self._good[kind].add(keys[~defects])
+        self._good[kind].add(keys[good])
         self._bad[kind].add(keys[defects], areas[labels[defects]])
 
     def compute(self, kinds: Collection[str] | None = None) -> CurveMetrics:

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cfa_cli.engine.metrics import AUPRO_LIMIT, area_under, order_keys
+from cfa_cli.engine.metrics import AUPRO_LIMIT, area_under, order_keys, split_pixels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _SHIFT = 14  # of a 32-bit key: thresholds differ by 0.2 % or more
@@ -25,16 +25,19 @@ class RegionCurves:
         self._parts: list[tuple[Array, Array, Array]] = []  # of each image: bins, defect-free pixels, region overlap
         self._regions: list[int] = []
 
-    def add(self, score_map: Array, mask: Array | None) -> None:
-        """Add one image: its map (H, W), taken as float32, and its mask (H, W), nonzero on defects; None if good."""
+    def add(self, score_map: Array, mask: Array | None, ignored: Array | None = None) -> None:
+        """Add one image: its map (H, W), taken as float32, and its mask (H, W), nonzero on defects; None if good.
+
+        Pixels where `ignored` (H, W) is not zero are left out.
+        """
         bins = (order_keys(np.asarray(score_map, np.float32)) >> _SHIFT).astype(np.int64)
         first = int(bins.min())
         bins -= first
-        defects = np.zeros(bins.shape, bool) if mask is None else mask != 0
+        defect_free, defects = split_pixels(bins.shape, mask, ignored)
         count, labels, stats, _ = cv2.connectedComponentsWithStats(defects.view(np.uint8), connectivity=8)
         shares = 1.0 / stats[:, cv2.CC_STAT_AREA][labels[defects]]
         length = int(bins.max()) + 1
-        good = np.bincount(bins[~defects], minlength=length)
+        good = np.bincount(bins[defect_free], minlength=length)
         overlap = np.bincount(bins[defects], shares, minlength=length)
         used = np.flatnonzero(good + overlap)
         self._parts.append((used + first, good[used].astype(np.float64), overlap[used]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cfa_cli.data.category import Category
+from cfa_cli.data.ignore import IgnoreMasks
 from cfa_cli.data.masks import read_mask
 from cfa_cli.engine.model import Model
 from cfa_cli.engine.scorer import score_sources
@@ -14,12 +15,15 @@ from cfa_cli.results.samples import choose_samples, draw_sample, sample_path
 from cfa_cli.results.writer import write_picture
 
 
-def write_samples(out: Path, category: Category, model: Model, evaluation: Evaluation) -> None:
+def write_samples(
+    out: Path, category: Category, model: Model, evaluation: Evaluation, ignore: IgnoreMasks | None
+) -> None:
     """Write the pictures of an evaluation's samples to the benchmark's folder `out`. Raises InputError."""
+    opened = None if ignore is None else model.open_ignore(ignore.path)
     for sample, place in choose_samples(evaluation.images).items():
         chosen = category.test[place]
         source = Source(chosen.path, chosen.path.name)
-        (prediction,) = score_sources(model.scorer, [source], evaluation.threshold, keep_images=True)
+        (prediction,) = score_sources(model.scorer, [source], evaluation.threshold, keep_images=True, ignore=opened)
         if prediction.image is None or prediction.score_map is None:
             continue  # it has vanished since it was measured
         mask = None if chosen.mask is None else read_mask(chosen.mask)

@@ -20,6 +20,7 @@ from cfa_cli.results.regions import mark
 CONTOUR = (0, 229, 255)  # cyan: the one strong hue that the colour map does not have
 ANOMALOUS = (255, 106, 84)
 GOOD = (96, 211, 120)
+HATCH = 176  # grey: what is ignored has no colour of the scale
 FONT = cv2.FONT_HERSHEY_DUPLEX
 MIN_SIDE_FOR_LEGEND = 160  # px; on smaller images a legible legend would hide the part
 
@@ -75,20 +76,45 @@ def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration, ma
     return picture
 
 
+def find_ignored(prediction: Prediction, bundle: Bundle, size: tuple[int, int]) -> np.ndarray | None:
+    """Return what is ignored of an image, (h, w) bool for a size of (height, width) px; None if nothing is."""
+    keep = bundle.tensors.get("keep") if prediction.keep is None else prediction.keep
+    if keep is None or keep.all():
+        return None
+    return resize_map(1 - keep, bundle.geometry, size) > 0.5
+
+
+def hatch(picture: np.ndarray, ignored: np.ndarray) -> None:
+    """Hatch what is ignored, (h, w) bool, on a picture (h, w, 3) uint8, in place."""
+    period = max(6, round(math.sqrt(ignored.size) / 40))
+    columns = np.arange(ignored.shape[1])
+    for row in np.flatnonzero(ignored.any(axis=1)):
+        on_line = (columns + row) % period < period // 3
+        picture[row, ignored[row] & ~on_line] //= 2
+        picture[row, ignored[row] & on_line] = HATCH
+
+
 def _line_width(mask: np.ndarray) -> int:
     return max(1, round(math.sqrt(mask.size) / 350))
 
 
 def draw_overlay(
-    image: np.ndarray, score_map: np.ndarray, prediction: Prediction, calibration: Calibration
+    image: np.ndarray,
+    score_map: np.ndarray,
+    prediction: Prediction,
+    calibration: Calibration,
+    ignored: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw what an inspector wants to see: the photograph, what is unusual in it, the verdict and the colour scale.
 
     The verdict and the scale stand in a corner, unless all four have something marked: then they are left out.
-    `image` (h, w, 3) RGB uint8 or uint16, `score_map` (h, w) float32 of the same size. Returns (h, w, 3) uint8 RGB.
+    `image` (h, w, 3) RGB uint8 or uint16, `score_map` (h, w) float32 of the same size, and so is `ignored`, bool, which
+    is hatched. Returns (h, w, 3) uint8 RGB.
     """
     mask = mark(score_map, calibration)
     picture = blend(image, score_map, calibration, mask)
+    if ignored is not None:
+        hatch(picture, ignored)
     if min(picture.shape[:2]) >= MIN_SIDE_FOR_LEGEND and prediction.score is not None:
         legend = _legend(prediction, calibration, picture.shape[:2])
         corner = _free_corner(mask, legend.shape[:2])
@@ -99,10 +125,16 @@ def draw_overlay(
     return picture
 
 
-def draw_thumbnail(image: np.ndarray, score_map: np.ndarray | None, bundle: Bundle, side: int = 320) -> np.ndarray:
+def draw_thumbnail(
+    image: np.ndarray,
+    score_map: np.ndarray | None,
+    bundle: Bundle,
+    side: int = 320,
+    prediction: Prediction | None = None,
+) -> np.ndarray:
     """A small picture of an image (h, w, 3), with what is unusual in it, unless `score_map` (network size) is None.
 
-    Returns uint8 RGB, `side` px at its longer side, or as small as the image.
+    What `prediction` ignores is hatched. Returns uint8 RGB, `side` px at its longer side, or as small as the image.
     """
     height, width = image.shape[:2]
     factor = min(1.0, side / max(height, width))
@@ -113,7 +145,11 @@ def draw_thumbnail(image: np.ndarray, score_map: np.ndarray | None, bundle: Bund
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)
-    return blend(small, small_map, bundle.calibration, mark(small_map, bundle.calibration))
+    picture = blend(small, small_map, bundle.calibration, mark(small_map, bundle.calibration))
+    ignored = None if prediction is None else find_ignored(prediction, bundle, size)
+    if ignored is not None:
+        hatch(picture, ignored)
+    return picture
 
 
 def _legend(prediction: Prediction, calibration: Calibration, size: tuple[int, int]) -> np.ndarray:

@@ -242,7 +242,7 @@ def _tile(prediction: Prediction, bundle: Bundle, *, marked: bool) -> dict[str, 
     """A small picture, as it is embedded in a page, and what stands below it."""
     assert prediction.image is not None
     score_map = prediction.map if marked else None
-    small = draw_thumbnail(prediction.image, score_map, bundle, side=320 if marked else 128)
+    small = draw_thumbnail(prediction.image, score_map, bundle, 320 if marked else 128, prediction)
     encoded = cv2.imencode(".jpg", small[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
     return {
         "name": prediction.source.name,

@@ -33,7 +33,7 @@ from cfa_cli.records import Bundle, Prediction, Region, Source
 from cfa_cli.results.digest import digests_of
 from cfa_cli.results.folder import locked
 from cfa_cli.results.names import FileNames
-from cfa_cli.results.overlays import draw_heatmap, draw_overlay, draw_thumbnail, scale_map
+from cfa_cli.results.overlays import draw_heatmap, draw_overlay, draw_thumbnail, find_ignored, scale_map
 from cfa_cli.results.regions import find_regions, mark
 from cfa_cli.results.rows import Row
 from cfa_cli.results.scores import ScoreTable, absolute, holds_run, read_run
@@ -221,7 +221,9 @@ class ResultWriter:
         size = image.shape[0], image.shape[1]
         score_map = resize_map(prediction.score_map, geometry, size)
         draw: dict[str, Callable[[], np.ndarray]] = {
-            "overlay": lambda: draw_overlay(image, score_map, prediction, calibration),
+            "overlay": lambda: draw_overlay(
+                image, score_map, prediction, calibration, find_ignored(prediction, bundle, size)
+            ),
             "map": lambda: score_map,
             "mask": lambda: mark(score_map, calibration),
             "heatmap": lambda: draw_heatmap(score_map, calibration),
@@ -231,7 +233,7 @@ class ResultWriter:
             write_picture(self._out / folder / f"{name}{suffix}", draw[kind]())
 
         report = self._out / REPORT_FOLDER
-        small = draw_thumbnail(image, prediction.score_map, bundle)
+        small = draw_thumbnail(image, prediction.score_map, bundle, prediction=prediction)
         write_picture(report / f"{name}{THUMBNAIL}", small)
         small_map = resize_map(prediction.score_map, geometry, (small.shape[0], small.shape[1]))
         write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))

@@ -10,14 +10,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from cfa_cli import FitConfig, fit, load_bundle, predict, save_bundle
+from cfa_cli import FitConfig, fit, load_bundle, open_model, predict, save_bundle
+from cfa_cli.data.datasets import open_dataset
+from cfa_cli.engine.benchmark import benchmark
+from cfa_cli.engine.export import ExportOptions, export
 from cfa_cli.engine.ignore import open_ignore
+from cfa_cli.engine.metrics import PixelMetrics
+from cfa_cli.engine.runtimes import keep_from_text, keep_to_text
 from cfa_cli.errors import ImageError, InputError, UsageError
 from cfa_cli.geometry import keep_at_input, to_input
 from cfa_cli.model.scoremap import ScoreMap, position_baseline
-from cfa_cli.records import Geometry
-from tests.conftest import draw_part
+from cfa_cli.records import EXPORT_SUFFIXES, Geometry
+from tests.conftest import assert_refused, draw_part, write_part
+from tests.engine.trees import make_tree
 
 SMALL = FitConfig(weights="embedded", size=(64, 64), epochs=1, max_fpr=0.25)
 PART = np.s_[30:56, 14:40]  # what is ignored of the parts of 72 x 80 px; their defect lies in it
@@ -233,20 +240,118 @@ def test_ignored_positions_are_in_no_average() -> None:
     assert float(found[:, :6].square().mean()) == pytest.approx(1)  # the baseline is a square root
 
 
-def test_exported_models_take_no_other_mask(fitted, mask: Path) -> None:  # type: ignore[no-untyped-def]
-    from cfa_cli.engine.model import Model, open_model
-
-    class Exported:
-        geometry = fitted.bundle.geometry
-
-    model = Model(open_model(fitted.bundle).bundle, Exported())  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="--ignore does not go with an exported model"):
-        model.open_ignore(mask)
-
-
 def test_a_mask_is_read_once_for_all_images(bundle, mask: Path) -> None:  # type: ignore[no-untyped-def]
     ignore = open_ignore(mask, bundle)
     assert ignore.keep(Path("a"), (72, 80)) is ignore.keep(Path("b"), (720, 800))
     with pytest.raises(InputError):
         open_ignore(mask.parent / "gone.png", bundle)
     assert issubclass(ImageError, InputError)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+def test_exports_ignore_the_same(bundle, tmp_path: Path, format: str) -> None:  # type: ignore[no-untyped-def]
+    """`export` itself compares scores and maps with this tool's; what the export shows of it is the bundle's."""
+    for module in {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"], "torch": []}[format]:
+        pytest.importorskip(module, reason="the extra is not installed")
+    out = tmp_path / f"model{EXPORT_SUFFIXES[format]}"
+    save_bundle(bundle, tmp_path / "model.safetensors")
+    found = export(tmp_path / "model.safetensors", out, ExportOptions(format=format, resize=format != "torch"))
+    assert found.verification.max_relative < 1e-4
+    if format == "torch":  # which cfa writes and does not run
+        return
+    clean, defect = (score(out, part(100, defect)) for defect in (False, True))
+    assert defect.score == clean.score
+    assert clean.score == pytest.approx(score(bundle, part(100), precision="float32").score, rel=1e-4)
+    assert score(out, scratched(100)).label == "anomalous"
+    np.testing.assert_array_equal(open_model(out).bundle.tensors["keep"], bundle.tensors["keep"])
+    with pytest.raises(UsageError, match="--ignore does not go with an exported model"):
+        predict(out, [part(0)], ignore="none")
+
+
+@pytest.mark.parametrize("text", ["", "1 2", "-1 4097", "4096 x", "0 4097"])
+def test_a_damaged_export_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"damaged|invalid literal"):
+        keep_from_text(text, (64, 64))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_an_export_keeps_survives_its_text(first: int) -> None:
+    keep = (np.random.default_rng(0).random((7, 9)) < 0.5).astype(np.float32)
+    keep[0, 0] = first
+    np.testing.assert_array_equal(keep_from_text(keep_to_text(keep), (7, 9)), keep)
+
+
+def plain_metrics(maps, masks) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+    """Pixel AUROC and F1-max of the pixels that remain."""
+    values, truth = np.concatenate(maps), np.concatenate(masks)
+    precision, recall, _ = precision_recall_curve(truth, values)
+    return roc_auc_score(truth, values), float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
+
+
+@pytest.mark.parametrize("kind", ["one mask", "a folder"])
+def test_a_benchmark_judges_the_pixels_that_remain(tmp_path: Path, kind: str) -> None:
+    root, out = make_tree(tmp_path / "tree", ["bolt"]), tmp_path / "out"
+    images = sorted((root / "bolt").glob("t*/*/*.png"))
+    region = np.s_[10:28, 12:34]
+    if kind == "one mask":
+        ignore = write_mask(tmp_path / "mask.png", region, size=(96, 112))  # of twice their size
+        ignored = np.s_[5:14, 6:17]
+    else:
+        ignore, ignored = tmp_path / "masks", region
+        for image in images:
+            write_mask(ignore / image.relative_to(root / "bolt"), region, size=(48, 56))
+    config = FitConfig(weights="embedded", size=(64, 64), epochs=1)
+
+    def run():  # type: ignore[no-untyped-def]
+        return benchmark(open_dataset(str(root)), config, out=out, ignore=ignore, save_models=True)
+
+    (found,) = run().evaluations
+    model = load_bundle(out / "models/resnet18-seed0/bolt.safetensors")
+    assert ("keep" in model.tensors) is (kind == "one mask")
+    maps, masks = [], []
+    keep = np.ones((48, 56), bool)
+    keep[ignored] = False
+    for path in (each for each in images if "test" in each.parts):
+        prediction = score(model, str(path), ignore=None if kind == "one mask" else ignore)
+        mask = cv2.imread(str(root / f"bolt/ground_truth/{path.parent.name}/{path.stem}_mask.png"), 0)
+        maps.append(prediction.map[keep])
+        masks.append(np.zeros(keep.sum(), bool) if mask is None else mask[keep] > 0)
+    assert (found.pixel_auroc, found.pixel_f1max) == pytest.approx(plain_metrics(maps, masks), rel=1e-5)
+    assert run().evaluations == (found,)  # taken up
+    write_mask(ignore if kind == "one mask" else ignore / "test/good/000.png", np.s_[:9, :9], size=(48, 56))
+    assert run().evaluations[0].data_sha256 != found.data_sha256  # what is ignored now is something else
+
+
+def test_pixel_metrics_count_the_regions_that_remain() -> None:
+    rng = np.random.default_rng(0)
+    scores, mask, ignored = rng.random((40, 50)), np.zeros((40, 50), np.uint8), np.zeros((40, 50), np.uint8)
+    mask[5:20, 5:30] = mask[30:35, 40:48] = 1
+    ignored[:, 15:22] = 1  # cuts the first region in two
+    left, right = np.s_[:, :15], np.s_[:, 22:]
+    whole, parts = PixelMetrics(), PixelMetrics()
+    whole.update(scores, mask, ignored=ignored)
+    for side in (left, right):
+        parts.update(scores[side], mask[side])
+    assert whole.compute() == parts.compute()
+
+
+def test_the_command(cfa, good_dir: Path, mask: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The README's way: fit with a mask, predict; overlays are hatched, and another mask starts another run."""
+    photo = tmp_path / "photos" / "a.png"
+    write_part(photo, 100, defect=True)
+    small = ("--weights", "embedded", "--size", 64, "--epochs", 1)
+    refused = cfa("fit", good_dir, "--ignore", "gone.png", *small)
+    assert_refused(refused, 3, "There is nothing at gone.png", "Give a mask")
+    assert cfa("fit", good_dir, "--ignore", mask, *small).code == 0
+    assert "Ignored" in cfa("info").out
+    assert cfa("predict", photo.parent, "--save", "overlay,map,mask").code == 0
+    overlay = cv2.imread(str(tmp_path / "maps/overlays/a.png"))
+    inside = overlay[36:50, 20:34].reshape(-1, 3)
+    assert (inside == 176).all(axis=1).mean() == pytest.approx(1 / 3, abs=0.1)
+    assert not (overlay[:, 50:] == 176).all(axis=2).any()
+    assert not cv2.imread(str(tmp_path / "maps/maps/a.tiff"), -1)[36:50, 20:34].any()
+    assert not cv2.imread(str(tmp_path / "maps/masks/a.png"), 0)[36:50, 20:34].any()
+    again = ("predict", photo.parent, "--save", "overlay,map,mask", "--resume")
+    assert cfa(*again).code == 0
+    assert_refused(cfa(*again, "--ignore", "none"), 3, "was written with another ignore", "--force")
+    assert_refused(cfa(*again, "--ignore", "gone.png"), 3, "There is nothing at gone.png", "Give a mask")
