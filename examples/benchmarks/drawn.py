@@ -63,12 +63,13 @@ def add_defects(image: np.ndarray, defects: Sequence[Defect]) -> tuple[np.ndarra
     marked, mask = image.copy(), np.zeros(image.shape, np.uint8)
     for defect in defects:
         long, wide = (4 * defect.size, defect.size / 4) if defect.shape == "scratch" else (defect.size, defect.size)
-        reach = math.ceil(long)
-        top, left = round(defect.row) - reach, round(defect.column) - reach
-        window = slice(top, top + 2 * reach + 1), slice(left, left + 2 * reach + 1)
-        across = np.arange(-reach, reach + 1)
-        along = across * math.cos(defect.angle) + across[:, None] * math.sin(defect.angle)
-        beside = -across * math.sin(defect.angle) + across[:, None] * math.cos(defect.angle)
+        row, column, reach = round(defect.row), round(defect.column), math.ceil(long)
+        top, left = max(0, row - reach), max(0, column - reach)
+        window = slice(top, row + reach + 1), slice(left, column + reach + 1)
+        down, across = (np.arange(length) for length in marked[window].shape)
+        down, across = (down + top - row)[:, None], across + left - column
+        along = across * math.cos(defect.angle) + down * math.sin(defect.angle)
+        beside = -across * math.sin(defect.angle) + down * math.cos(defect.angle)
         # How much of each pixel the mark covers: narrower ones than a pixel are fainter.
         cover = _covered(along, long) * _covered(beside, wide)
         marked[window] *= 1 - defect.contrast * cover
