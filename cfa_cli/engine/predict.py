@@ -124,7 +124,8 @@ def predict(
     if isinstance(items, Iterator):
         run.add_stream(_one_by_one(stream_sources(items, is_taken=run.is_done, left_out=left_out)))
     else:
-        run.add_stream(stream_sources(items, is_taken=lambda _: False, left_out=left_out))
+        found = stream_sources(items, is_taken=lambda _: False, left_out=left_out)
+        run.add_stream(found, count=len(items))
     if reads_stdin:
         lines = stream_lines(stdin, left_out)
         run.add_stream(source for source in lines if source is None or not run.is_done(source))
@@ -151,7 +152,7 @@ def check_model(model: object, match: bool) -> None:
         raise UsageError("--match chooses among several models.", "Give their folder: --model FOLDER")
 
 
-def _sort_out(inputs: Inputs, left_out: LeftOut) -> tuple[list[Source], Iterable[object], bool]:
+def _sort_out(inputs: Inputs, left_out: LeftOut) -> tuple[list[Source], Sequence[object] | Iterator[object], bool]:
     """Return the sources of paths, then what is to be taken one by one, and whether standard input is among the paths.
 
     What is passed over is added to `left_out`.

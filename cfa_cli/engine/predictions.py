@@ -104,10 +104,13 @@ class Predictions(Iterator[Prediction]):
         if self._total is not None:
             self._total += len(sources)
 
-    def add_stream(self, sources: Iterable[Source | None]) -> None:
-        """Score these as they come; after a None, all before it is handed out without waiting for more."""
+    def add_stream(self, sources: Iterable[Source | None], count: int | None = None) -> None:
+        """Score these as they come; after a None, all before it is handed out without waiting for more.
+
+        `count`: how many they are, if that is known.
+        """
         self._sources.append(sources)
-        self._total = None
+        self._total = None if count is None or self._total is None else self._total + count
 
     def follow(self, folder: WatchedFolder) -> None:
         """Score what arrives in a folder as well."""

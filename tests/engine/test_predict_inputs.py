@@ -19,7 +19,7 @@ from cfa_cli.__main__ import run as run_command
 from cfa_cli.engine.scorer import score_batches
 from cfa_cli.errors import BundleError, ImageError, InputError, UsageError
 from cfa_cli.records import Source
-from tests.conftest import draw_part, write_part
+from tests.conftest import GOOD_IMAGES, draw_part, write_part
 
 
 @pytest.fixture(scope="module")
@@ -302,3 +302,14 @@ def test_a_run_that_is_left_early_keeps_what_is_done(opened, tmp_path):
 def test_a_bundle_a_path_and_an_opened_model_score_the_same(opened, model):
     scores = {next(predict(what, frame(0))).score for what in (opened, model, str(model), load_bundle(model))}
     assert len(scores) == 1
+
+
+def test_progress_counts_up_to_the_number_of_images_where_that_is_known(opened, good_dir):
+    for inputs, count in (
+        (good_dir, GOOD_IMAGES),
+        ([frame(number) for number in range(3)], 3),
+        (iter([frame(0)]), None),
+    ):
+        steps = []
+        list(predict(opened, inputs, progress=steps.append))
+        assert [(step.done, step.total) for step in steps] == [(number + 1, count) for number in range(count or 0)]
