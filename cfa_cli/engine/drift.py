@@ -4,9 +4,9 @@ Scores, brightness, contrast and sharpness of the images judged good are compare
 that the same threshold judges good: Welch's t-test of each one's logarithm, as light and focus act by factors.
 
 How often it is wrong. A run of 200 images is compared 8 times at most (its last 50 images after every 25, and its
-end), in 4 statistics: each comparison may be wrong once in 3,200 (Bonferroni), so that one run in 100 is. Images of a
-run may come from one batch, and tell less than their number: they are taken for as many as the held-out ones, where
-they are more. What is certain, but too small to matter, is no alarm.
+end), in 4 statistics: each comparison may be wrong once in 6,400 (Bonferroni), so that one run in 200 is. One in 100 is
+promised: images of a run may come from one batch, and tell less than their number. For the same reason they are taken
+for as many as the held-out ones, where they are more. What is certain, but too small to matter, is no alarm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.special import stdtr
 from cfa_cli.evidence import Drift, HoldoutImages
 from cfa_cli.records import Bundle, ImageStatistics, Prediction
 
-LEVEL = 0.01  # runs of 200 images with a false alarm
+LEVEL = 0.005  # runs of 200 images with a false alarm: half of what is promised, as images of a run are not independent
 WINDOW, STEP = 50, 25  # images: while a run goes on, the last of them are looked at now and then
 COMPARISONS = 200 // STEP  # of a run of 200 images
 FEWEST, FEWEST_HELD = 20, 4  # images judged good in a run, and in the hold-out, that tell anything

@@ -76,7 +76,7 @@ def test_scores_that_rise_are_counted_in_spreads():
 
 
 def test_the_test_is_welchs():
-    """With as many images as are held out, the alarm comes where scipy's p falls below 1 in 3,200."""
+    """With as many images as are held out, the alarm comes where scipy's p falls below 1 in 6,400."""
     rng = np.random.default_rng(1)
     held, run = draw(rng, 24, 0.1), draw(rng, 24, 0.3)
     run[:, [0, 2, 3]] = held[:, [0, 2, 3]]
@@ -85,7 +85,7 @@ def test_the_test_is_welchs():
         changed = run * (1, factor, 1, 1)
         p = ttest_ind(np.log(held[:, 1]), np.log(changed[:, 1]), equal_var=False).pvalue
         noticed.append(drift_of(bundle_of(held), changed) is not None)
-        assert noticed[-1] == (p < 0.01 / 8 / 4)
+        assert noticed[-1] == (p < 0.005 / 8 / 4)
     assert 0 < sum(noticed) < 101
 
 
