@@ -6,7 +6,7 @@ that the same threshold judges good: Welch's t-test of each one's logarithm, as 
 How often it is wrong. A run of 200 images is compared 8 times at most (its last 50 images after every 25, and its
 end), in 4 statistics: each comparison may be wrong once in 6,400 (Bonferroni), so that one run in 200 is. One in 100 is
 promised: images of a run may come from one batch, and tell less than their number. For the same reason they are taken
-for as many as the held-out ones, where they are more. What is certain, but too small to matter, is no alarm.
+for half as many as the held-out ones, where they are more. What is certain, but too small to matter, is no alarm.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _causes(held: np.ndarray, run: _Moments) -> Iterator[str]:
         return
     shift = run.mean - held.mean(0)
     spread = np.sqrt(np.maximum(held.var(0, ddof=1), 1e-12))
-    of_held, of_run = spread**2 / n, run.variance / min(m, n)
+    of_held, of_run = spread**2 / n, run.variance / min(m, n / 2)
     freedom = (of_held + of_run) ** 2 / (of_held**2 / (n - 1) + of_run**2 / (m - 1))
     p = 2 * stdtr(freedom, -np.abs(shift) / np.sqrt(of_held + of_run))
     significant = p < LEVEL / COMPARISONS / len(STATISTICS)
