@@ -85,6 +85,9 @@ def test_what_is_written(finished):
     assert [(r["category"], int(r["seed"]), float(r["aupro"])) for r in rows] == [
         (r.category, r.seed, r.aupro) for r in results.evaluations
     ]
+    page = (out / "results.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2 * 3  # of the first seed, the best, the median and the worst
+    assert len(list((out / "samples").rglob("*.jpg"))) == 4 * 3
     text = (out / "results.md").read_text()
     assert f"{np.mean(by_seed):.3f}±{np.std(by_seed, ddof=1):.3f}" in text
     assert "    cfa benchmark x\n" in text
