@@ -79,8 +79,8 @@ class FeatureStore:
         for place, level in zip(places, levels, strict=True):
             place.copy_(level)
             place.clamp_(-limit, limit)
+            self._let_go()
         self.count += batch
-        self._let_go()
 
     def levels(self, indices: Sequence[int] | Tensor, device: torch.device) -> list[Tensor]:
         """Return the feature maps [(B, C_l, h_l, w_l)] of the images at `indices`, in half precision, as they are kept.
@@ -172,7 +172,7 @@ def store_features(
     def extract(images: Tensor) -> list[Tensor]:
         with torch.inference_mode():
             images = images.to(device).contiguous(memory_format=torch.channels_last)
-            return extract_levels(backbone, images if seen is None else images * seen)
+            return extract_levels(backbone, images if seen is None else images * seen, torch.float16)
 
     def flush() -> None:
         if waiting:

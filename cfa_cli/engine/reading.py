@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections import deque
@@ -107,13 +108,13 @@ def read_as_they_come(
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="cfa-read") as pool:
         waiting: deque[Future[Decoded]] = deque()
         try:
-            largest = MAX_BYTES_AHEAD  # of an image so far: until the first has been read, one waits
+            largest = math.inf  # bytes of an image so far: until the first has been read, none waits
             for source in itertools.chain(sources, [None]):
                 if source is not None:
                     waiting.append(pool.submit(read, source))
                 while waiting and (source is None or len(waiting) > min(ahead, MAX_BYTES_AHEAD // largest)):
                     decoded = waiting.popleft().result()
-                    largest = max(decoded.bytes, 1 if largest == MAX_BYTES_AHEAD else largest)
+                    largest = max(decoded.bytes, 1 if largest == math.inf else largest)
                     yield decoded
                     del decoded  # it is the caller's: not to be held while the next is waited for
                 if source is None:

@@ -26,20 +26,25 @@ class Plan(NamedTuple):
     sizes: list[tuple[int, int]]
 
 
-def extract_levels(backbone: Backbone, images: Tensor) -> list[Tensor]:
+def extract_levels(backbone: Backbone, images: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Return the pooled feature maps of images, computed in the backbone's number type.
 
     images: (B, 3, H, W) float32, normalised. Large ones are computed in overlapping tiles, of which only what does not
     depend on their borders is used: the same result, but for rounding, in memory that does not grow with the image.
     Backbones in which every output depends on every pixel take them whole.
 
-    Returns [(B, C_l, h_l, w_l)] float32, finest first.
+    dtype: of what is returned; a shorter one halves the memory of large images' maps.
+
+    Returns [(B, C_l, h_l, w_l)], finest first.
     """
     height, width = images.shape[2:]
     plan = _planned(backbone, height, width) if height * width > WHOLE_PIXELS else None
     if plan is None:
-        return _pooled_maps(backbone, images)
-    levels = [images.new_empty(len(images), c, *size) for c, size in zip(backbone.channels, plan.sizes, strict=True)]
+        return [level.to(dtype) for level in _pooled_maps(backbone, images)]
+    levels = [
+        images.new_empty(len(images), c, *size, dtype=dtype)
+        for c, size in zip(backbone.channels, plan.sizes, strict=True)
+    ]
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
             above, before = max(0, top - plan.overlap), max(0, left - plan.overlap)

@@ -22,6 +22,7 @@ import torch
 from speed import describe_machine, run_json, words
 
 HERE = Path(__file__).resolve().parent
+LARGE = "The images' own size up to 12 megapixels: [large images](large.md)."
 TRAINED_ON = 12  # images: the cost of fit is given per image and epoch
 TITLES = {
     "images": "Number of images (predict)",
@@ -180,7 +181,9 @@ def main() -> None:
     for name, points in found.items():
         lines += table(TITLES[name], points)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "scaling.md").write_text("\n".join([*lines, "![Time and memory](scaling.svg)", ""]), "utf-8")
+    (options.out / "scaling.md").write_text(
+        "\n".join([*lines, "![Time and memory](scaling.svg)", "", LARGE, ""]), "utf-8"
+    )
     (options.out / "scaling.svg").write_text(plot(found), encoding="utf-8")
     print(json.dumps(found))
 

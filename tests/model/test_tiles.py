@@ -24,6 +24,8 @@ def test_tiles_give_the_whole_images_maps(monkeypatch, height, width):
         tiled = extract_levels(backbone, image)
         monkeypatch.setattr(tiles, "WHOLE_PIXELS", height * width)
         whole = extract_levels(backbone, image)
+        halves = extract_levels(backbone, image, torch.float16)
+    assert all(torch.equal(half, level.half()) for half, level in zip(halves, whole, strict=True))
     for part, level in zip(tiled, whole, strict=True):
         assert part.shape == level.shape
         assert float((part - level).abs().max()) <= 1e-3 * float(level.abs().max())
