@@ -50,6 +50,7 @@ class FeatureStore:
     def __init__(self, shapes: Sequence[tuple[int, int, int]], capacity: int, budget: int | None = None) -> None:
         self.shapes = list(shapes)  # (C_l, h_l, w_l) of each level
         self.count = 0
+        self._means: list[Tensor] = []  # of each batch (B, C): its channels' means
         self._kept: list[Tensor | None] = []  # of each image (h, w) bool: its positions that are not ignored
         self._sizes = [prod(shape) for shape in shapes]
         row = sum(self._sizes)
@@ -80,7 +81,12 @@ class FeatureStore:
             place.copy_(level)
             place.clamp_(-limit, limit)
             self._let_go()
+        self._means.append(torch.cat([level.mean((2, 3), dtype=torch.float32) for level in levels], dim=1).cpu())
         self.count += batch
+
+    def means(self) -> Tensor:
+        """Return each image's mean features (n, C) float32, over its whole frame."""
+        return torch.cat(self._means)
 
     def levels(self, indices: Sequence[int] | Tensor, device: torch.device) -> list[Tensor]:
         """Return the feature maps [(B, C_l, h_l, w_l)] of the images at `indices`, in half precision, as they are kept.

@@ -21,6 +21,7 @@ from cfa_cli.engine.backbone import level_shapes, load_backbone
 from cfa_cli.engine.bank import build_bank, count_centroids, leave_one_out_baselines, resolve_gamma_c, score_positions
 from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.ignore import Ignore, ignore_warnings, make_ignore
+from cfa_cli.engine.kinds import kinds_warning
 from cfa_cli.engine.provenance import record_provenance
 from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.engine.thresholds import set_thresholds, split_holdout
@@ -87,6 +88,7 @@ def fit(
         learned = _learn(store, train, backbone.channels, device, config, progress)
         positions = score_positions(store, holdout, learned.descriptor, learned.bank, config, progress)
         kept = store.kept(holdout)
+        mixed = kinds_warning(store.means().numpy(), [source.path for source in usable])
 
     keeps = [None if ignored is None else ignored.keep(usable[index].path) for index in holdout]
     score_map = ScoreMap(grid, geometry.input_size, config.sigma)
@@ -112,7 +114,11 @@ def fit(
         skipped=tuple(skipped),
         losses=tuple(learned.losses),
         seconds=time.perf_counter() - start,
-        warnings=(*fit_warnings(bundle), *([] if masks is None else ignore_warnings(masks, paths))),
+        warnings=(
+            *fit_warnings(bundle),
+            *([mixed] if mixed else []),
+            *([] if masks is None else ignore_warnings(masks, paths)),
+        ),
         left_out=left_out,
     )
 
