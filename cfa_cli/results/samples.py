@@ -15,6 +15,7 @@ from cfa_cli.results.benchmark import ImageScore
 from cfa_cli.results.overlays import blend, draw_heatmap, to_8_bit
 from cfa_cli.results.regions import mark
 
+SAMPLES_FOLDER = "samples"
 SAMPLES = ("best", "median", "worst")
 SIDE = 180  # px of each picture's longer side
 _GAP = 4  # px between pictures
@@ -40,7 +41,7 @@ def choose_samples(images: Sequence[ImageScore]) -> dict[str, int]:
 
 def sample_path(out: Path, method: str, seed: int, category: str, sample: str) -> Path:
     """Where a sample's picture is kept in a benchmark's folder."""
-    return out / "samples" / f"{method}-seed{seed}" / f"{category}-{sample}.jpg"
+    return out / SAMPLES_FOLDER / f"{method}-seed{seed}" / f"{category}-{sample}.jpg"
 
 
 def draw_sample(image: np.ndarray, mask: np.ndarray | None, score_map: np.ndarray, bundle: Bundle) -> np.ndarray:
@@ -64,7 +65,7 @@ def draw_sample(image: np.ndarray, mask: np.ndarray | None, score_map: np.ndarra
 def embedded(path: Path, out: Path) -> str | None:
     """Return a sample's picture as a data URL; None where it is not there, or lies outside `out`."""
     try:
-        inside = path.resolve().is_relative_to((out / "samples").resolve())
+        inside = path.resolve().is_relative_to((out / SAMPLES_FOLDER).resolve())
         if not inside or not path.is_file() or path.stat().st_size > _MAX_BYTES:
             return None
         data = path.read_bytes()

@@ -17,6 +17,7 @@ from cfa_cli.engine.watch import watch
 from cfa_cli.errors import InputError
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import RESULT_FOLDERS
+from cfa_cli.results.samples import SAMPLES_FOLDER
 from cfa_cli.results.writer import KINDS, REPORT_FOLDER
 from tests.conftest import draw_part, write_part
 
@@ -41,8 +42,8 @@ def test_formats_are_counted_in_one_sentence(tmp_path: Path) -> None:
     assert again.formats[".heic"] == 10
 
 
-def test_the_folders_are_those_that_predict_writes() -> None:
-    assert set(RESULT_FOLDERS) == {folder for folder, _ in KINDS.values()} | {REPORT_FOLDER}
+def test_the_folders_are_those_that_predict_and_benchmark_write() -> None:
+    assert set(RESULT_FOLDERS) == {folder for folder, _ in KINDS.values()} | {REPORT_FOLDER, SAMPLES_FOLDER}
 
 
 @pytest.fixture
