@@ -103,7 +103,7 @@ def main() -> None:
         "",
         *(table(metric, title, options.sides, list(by_name), means) for metric, title in METRICS.items()),
         "`--size auto` stays at 224²: scoring costs in proportion to the pixels, twice as much at 320² and four",
-        "times at 448². Where defects are small and time allows, `--size` is worth a try: most sets gain, some lose.",
+        "times at 448². Where defects are small and time allows, `--size` may pay: some gain much, some lose.",
         "",
         "Processor time of fit, prediction and metrics together:",
         "",
