@@ -46,6 +46,9 @@ def test_the_folders_are_those_that_predict_and_benchmark_write() -> None:
     assert set(RESULT_FOLDERS) == {folder for folder, _ in KINDS.values()} | {REPORT_FOLDER, SAMPLES_FOLDER}
 
 
+WRITTEN = sorted({*RESULT_FOLDERS} - {SAMPLES_FOLDER})  # by predict
+
+
 @pytest.fixture
 def photos(cfa, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # type: ignore[no-untyped-def]
     """Four photographs, and beside them the results of a run over them; the working folder."""
@@ -72,9 +75,7 @@ def test_what_cfa_wrote_is_said(photos: Path) -> None:
     left_out = LeftOut()
     assert len(find_good_images(Path(), left_out)) == 4
     assert left_out.formats == {}
-    assert left_out.results == [
-        f"maps/{name}" for name in sorted(RESULT_FOLDERS) if name != SAMPLES_FOLDER
-    ]  # predict's
+    assert left_out.results == [f"maps/{name}" for name in WRITTEN]
     assert next(left_out.sentences()) == (
         "Left out, because cfa wrote it: maps/heatmaps, maps/maps, maps/masks and 2 more."
     )
@@ -144,7 +145,7 @@ def test_predict_says_what_it_left_out(cfa, photos: Path, model: Path) -> None: 
     document = json.loads(outcome.out)
     assert document["left_out"] == {
         "formats": {".heic": 1, ".gif": 1},
-        "results": [f"maps/{name}" for name in sorted(RESULT_FOLDERS)],
+        "results": [f"maps/{name}" for name in WRITTEN],
     }
     assert document["images"] == 4
     report = (photos / "maps/report.html").read_text()
@@ -173,7 +174,7 @@ def test_watch_passes_by_what_cfa_wrote_and_says_so(photos: Path, model: Path) -
     assert sorted(names) == [f"{number}.png" for number in range(4)]
     left_out = run.summary.left_out
     assert left_out.formats == {".heic": 1}
-    assert sorted(left_out.results) == [str(photos / "maps" / name) for name in sorted(RESULT_FOLDERS)]
+    assert sorted(left_out.results) == [str(photos / "maps" / name) for name in WRITTEN]
     for folder in (photos / "maps/overlays", photos / "second/report"):
         with pytest.raises(InputError, match="holds what cfa wrote"):
             watch(model, folder, stop)
