@@ -6,9 +6,10 @@ import contextlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 MAX_LOG_BYTES = 10_000_000  # of a log file that is gone on with
 
@@ -64,25 +65,23 @@ def log_file() -> Path:
 
 @contextlib.contextmanager
 def libraries_to_the_log() -> Iterator[None]:
-    """Lead file descriptor 2 to the log file within the block, and sys.stderr to where it led before.
+    """Keep what is written to file descriptor 2 within the block for the log; sys.stderr goes on as before.
 
     What C libraries print goes to descriptor 2 whatever Python does: libjpeg's lines about damaged files would stand
-    in progress bars. Only for a process that is `cfa` itself. Where it cannot be done, nothing is changed.
+    in progress bars. Only for a process that is `cfa` itself. Where nothing was printed the log is not touched; where
+    it cannot be done, nothing is changed.
     """
     stream = sys.stderr
     try:
         if stream is None or stream.fileno() != 2:
             raise OSError("it does not lead to descriptor 2")
-        path = log_file()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        log = os.open(path, flags | (os.O_TRUNC if path.exists() and path.stat().st_size > MAX_LOG_BYTES else 0), 0o600)
+        printed = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
         own = os.dup(2)
-    except Exception:  # a closed stream, a home folder that cannot be written: a command runs all the same
+    except Exception:  # a closed stream, no place for temporary files: a command runs all the same
         yield
         return
     stream.flush()
-    os.dup2(log, 2)
-    os.close(log)
+    os.dup2(printed.fileno(), 2)
     sys.stderr = open(  # noqa: PTH123, SIM115  (a descriptor; closed below)
         own, "w", buffering=1, encoding=stream.encoding, errors=stream.errors
     )
@@ -95,6 +94,22 @@ def libraries_to_the_log() -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.close()
         sys.stderr = stream
+        with contextlib.suppress(OSError), printed:
+            _append_to_log(printed)
+
+
+def _append_to_log(printed: IO[bytes]) -> None:
+    """Append what was printed, at most `MAX_LOG_BYTES` of it, to the log file; to stderr where there can be none."""
+    printed.seek(0)
+    if not (text := printed.read(MAX_LOG_BYTES)):
+        return
+    try:
+        path = log_file()
+        long = path.exists() and path.stat().st_size > MAX_LOG_BYTES
+        with path.open("wb" if long else "ab") as log:
+            log.write(text)
+    except Exception:  # a home folder that cannot be written
+        os.write(2, text)
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ PREDICT = [
     ("notes", 3, "other files: 1 x .txt", "another folder"),
     ("cfa-model.safetensors", 3, "is a model, not an image", "--model cfa-model.safetensors"),
     ("good --model photo.png", 4, "photo.png is an image, not a model", ".safetensors"),
-    ("good --model good", 4, "is a folder, not a model", ".safetensors"),
+    ("good --model good", 4, "There are no models in good", "cfa fit PARENT --each"),
     ("good --model nothing.safetensors", 4, "no model at nothing.safetensors", "cfa fit"),
     ("good --model weights.safetensors", 4, "no model of cfa", "--weights"),
     ("good --model notes/a.txt", 4, "no whole safetensors file", "cfa fit"),
@@ -238,7 +238,7 @@ def test_what_the_system_refuses_is_no_bug(cfa, here, monkeypatch, number, hint)
     def refused(*arguments, **options):
         raise OSError(number, os.strerror(number), str(here / "table.csv"))
 
-    monkeypatch.setattr("cfa_cli.engine.fit.calibrate", refused)
+    monkeypatch.setattr("cfa_cli.engine.fit.set_thresholds", refused)
     done = cfa("fit", "good", *QUICK, "--out", "new.safetensors")
     assert_refused(done, 3, f"table.csv: {os.strerror(number)}.", hint)
 
@@ -247,7 +247,7 @@ def test_ctrl_c_anywhere(cfa, here, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    for place in ("backbone.load_weights", "fit.train_descriptor", "fit.calibrate"):
+    for place in ("backbone.load_weights", "fit.train_descriptor", "fit.set_thresholds"):
         with monkeypatch.context() as patch:
             patch.setattr(f"cfa_cli.engine.{place}", interrupted)
             done = cfa("fit", "good", *QUICK, "--out", "new.safetensors")

@@ -164,7 +164,9 @@ def test_pgm_and_ppm_know_their_full_scale(tmp_path: Path, full_scale: int, chan
     image = read_image(path)
     limit = np.iinfo(image.dtype).max
     assert limit == (255 if full_scale < 256 else 65535)
-    np.testing.assert_array_equal(image, np.broadcast_to(np.rint(values * (limit / full_scale)), image.shape))
+    kept = full_scale in (1023, 4095)  # as cameras store them: the depth is the training set's, see test_depth.py
+    expected = values if kept else np.rint(values * (limit / full_scale))
+    np.testing.assert_array_equal(image, np.broadcast_to(expected, image.shape))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ImageError, match="is cut off"):
         read_image(path)

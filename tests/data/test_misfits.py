@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_fit_is_one_note_with_its_count(
     note = "30 of 30 images are " + tall
     outcome = cfa("predict", "batch", "-m", model, "--json")
     assert outcome.code == 0
-    assert outcome.err.count("Warning") == 1
+    assert outcome.err.count("Warning: 30 of 30") == 1
     assert note in outcome.err
     document = json.loads(outcome.out)
     assert document["misfits"] == {"of another aspect than the training images": 30}

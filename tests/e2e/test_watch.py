@@ -67,11 +67,11 @@ def test_each_image_gets_its_row_and_its_line(model, tmp_path, number):
 def test_it_goes_on_where_it_was_killed(model, tmp_path):
     write_photograph(tmp_path / "a.png", (64, 64))
     with watching(model, tmp_path) as process:
-        assert process.stdout.readline().split()[-1] == str(tmp_path / "a.png")
+        assert str(tmp_path / "a.png") in process.stdout.readline()
         assert end(process, signal.SIGKILL) == -signal.SIGKILL
     write_photograph(tmp_path / "b.png", (64, 64))  # while nobody watches
     with watching(model, tmp_path, "--resume", "--max-pixels", "0.0045") as process:
-        assert process.stdout.readline().split()[-1] == str(tmp_path / "b.png")
+        assert str(tmp_path / "b.png") in process.stdout.readline()
         write_photograph(tmp_path / "large.png", (80, 80))
         assert "0.0045" in process.stdout.readline()
         assert end(process, signal.SIGTERM) == 8
@@ -87,7 +87,7 @@ def test_the_folder_may_go_and_come_back(model, tmp_path):
             shutil.rmtree(inbox)
             inbox.mkdir()
             write_photograph(inbox / f"{turn}.png", (64, 64))
-            assert process.stdout.readline().split()[-1] == str(inbox / f"{turn}.png")
+            assert str(inbox / f"{turn}.png") in process.stdout.readline()
         assert end(process, signal.SIGINT) == 0
 
 
