@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -16,6 +16,11 @@ class Misfit:
 
     def __str__(self) -> str:
         return f"{self.what} ({self.figures})" if self.figures else self.what
+
+
+def misfit_text(misfits: Iterable[Misfit]) -> str | None:
+    """Write in what an image is not like the training images as one text; None if in nothing."""
+    return "; ".join(map(str, misfits)) or None
 
 
 @dataclass

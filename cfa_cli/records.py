@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cfa_cli.config import FitConfig
 from cfa_cli.evidence import Drift, HoldoutImages, Recalibration
-from cfa_cli.notes import LeftOut, Misfit
+from cfa_cli.notes import LeftOut, Misfit, misfit_text
 from cfa_cli.text import printable
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ class Prediction:
     @property
     def misfit(self) -> str | None:
         """In what the image is not like the training images, as text."""
-        return "; ".join(map(str, self.misfits)) or None
+        return misfit_text(self.misfits)
 
     @property
     def result(self) -> ImageResult:

@@ -18,7 +18,7 @@ from cfa_cli.engine.model import Model
 from cfa_cli.engine.products import ModelFolder
 from cfa_cli.evidence import Drift
 from cfa_cli.geometry import resize_map
-from cfa_cli.notes import LeftOut, Misfit
+from cfa_cli.notes import LeftOut, Misfit, misfit_text
 from cfa_cli.records import (
     MAX_PIXELS,
     Bundle,
@@ -248,7 +248,7 @@ def _result(row: Row) -> ImageResult:
         label=row.label,
         milliseconds=row.milliseconds,
         error=row.error,
-        misfit="; ".join(map(str, row.misfits)) or None,
+        misfit=misfit_text(row.misfits),
         model=row.model,
     )
 

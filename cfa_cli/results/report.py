@@ -21,6 +21,7 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
+from cfa_cli.notes import misfit_text
 from cfa_cli.records import BUNDLE_SUFFIX, Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
 from cfa_cli.results.pages import templates, write_page
@@ -137,7 +138,7 @@ def _row_data(row: Row, folder: Path, out: Path, defect: bool | None) -> list[An
     # The very score: the threshold may be the score of an image that is among those to see.
     score = None if row.score is None else float(np.float32(row.score))
     regions = regions_to_json(row.regions)
-    misfit = "; ".join(map(str, row.misfits)) or None
+    misfit = misfit_text(row.misfits)
     return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect, regions, misfit, row.model]
 
 
