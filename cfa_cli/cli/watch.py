@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 def watch_folder(model: Path, folder: Path, terminal: Terminal, *, as_json: bool, **arguments: Any) -> Predictions:
     """Score what arrives until SIGINT or SIGTERM, and print a line each once its row and its files are written."""
+    from cfa_cli.engine.predict_options import PredictOptions
     from cfa_cli.engine.watch import watch
 
-    with stop_on_signal() as stop, watch(model, folder, stop, **arguments) as run:
+    with stop_on_signal() as stop, watch(model, folder, stop, PredictOptions(**arguments)) as run:
         warn(terminal, run.warnings)
         terminal.note(f"Watching {folder}; Ctrl-C ends.")
         for prediction in run:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cfa_cli.bundle import check_there
-from cfa_cli.config import Precision, check_max_pixels, check_threshold
-from cfa_cli.data.ignore import check_ignore
+from cfa_cli.config import Precision
+from cfa_cli.engine.predict_options import PredictOptions
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, Bundle, ProgressCallback, SaveKind, Source
@@ -83,9 +82,21 @@ def predict(
     written; ImageError for a single array of a wrong form; BundleError; DeviceError.
     """
     started = time.perf_counter()
-    check_options(save, threshold, max_fpr)
-    check_max_pixels(max_pixels)
-    check_ignore(ignore)
+    options = PredictOptions(
+        out=out,
+        save=save,
+        resume=resume,
+        force=force,
+        threshold=threshold,
+        max_fpr=max_fpr,
+        device=device,
+        precision=precision,
+        compiled=compiled,
+        max_pixels=max_pixels,
+        ignore=ignore,
+        match=match,
+        command=command,
+    )
     left_out = LeftOut()
     listed, items, reads_stdin = _sort_out(inputs, left_out)
     if resume and items and not isinstance(items, Iterator):
@@ -93,33 +104,12 @@ def predict(
             "Arrays have no names by which a run could be resumed.",
             "Give files, an iterator (its arrays are numbered on), or force=True to start again.",
         )
-    check_model(model, match)
+    options.check_model(model)
     from cfa_cli.data.stream import stream_lines, stream_sources
     from cfa_cli.engine.predictions import Predictions
     from cfa_cli.engine.products import open_models
 
-    models = open_models(
-        model,
-        match=match,
-        threshold=threshold,
-        max_fpr=max_fpr,
-        device=device,
-        precision=precision,
-        compiled=compiled,
-    )
-    run = Predictions(
-        models,
-        out,
-        save,
-        resume=resume,
-        force=force,
-        progress=progress,
-        command=command,
-        started=started,
-        max_pixels=max_pixels,
-        left_out=left_out,
-        ignore=ignore,
-    )
+    run = Predictions(open_models(model, options), options, progress=progress, started=started, left_out=left_out)
     run.add([source for source in listed if not run.is_done(source)])
     if isinstance(items, Iterator):
         run.add_stream(_one_by_one(stream_sources(items, is_taken=run.is_done, left_out=left_out)))
@@ -130,26 +120,6 @@ def predict(
         lines = stream_lines(stdin, left_out)
         run.add_stream(source for source in lines if source is None or not run.is_done(source))
     return run
-
-
-def check_options(save: Collection[SaveKind], threshold: float | None, max_fpr: float | None) -> None:
-    """Raise UsageError if they do not fit together."""
-    if isinstance(save, str) or not set(save) <= set(get_args(SaveKind)):
-        raise UsageError(f"save={save!r} is none of the kinds.", f"Give some of {get_args(SaveKind)}, or ().")
-    if threshold is not None and max_fpr is not None:
-        raise UsageError("--threshold and --max-fpr exclude each other.", "Give one of them.")
-    check_threshold(threshold, max_fpr)
-
-
-def check_model(model: object, match: bool) -> None:
-    """Raise BundleError where a path is neither a model nor a folder, and UsageError for `match` without a folder."""
-    path = Path(model) if isinstance(model, str | Path) else None
-    if path is not None and path.is_dir():
-        return
-    if path is not None:
-        check_there(path)
-    if match:
-        raise UsageError("--match chooses among several models.", "Give their folder: --model FOLDER")
 
 
 def _sort_out(inputs: Inputs, left_out: LeftOut) -> tuple[list[Source], Sequence[object] | Iterator[object], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -15,12 +15,12 @@ from types import TracebackType
 from cfa_cli.data.watch import WatchedFolder
 from cfa_cli.engine.drift import DriftMonitor
 from cfa_cli.engine.model import Model
+from cfa_cli.engine.predict_options import PredictOptions
 from cfa_cli.engine.products import ModelFolder
 from cfa_cli.evidence import Drift
 from cfa_cli.geometry import resize_map
 from cfa_cli.notes import LeftOut, Misfit, misfit_text
 from cfa_cli.records import (
-    MAX_PIXELS,
     Bundle,
     ImageFailure,
     ImageResult,
@@ -28,7 +28,6 @@ from cfa_cli.records import (
     PredictSummary,
     Progress,
     ProgressCallback,
-    SaveKind,
     Source,
 )
 from cfa_cli.results.regions import find_regions
@@ -49,29 +48,25 @@ class Predictions(Iterator[Prediction]):
     def __init__(
         self,
         model: Model | ModelFolder,
-        out: str | Path | None,
-        save: Collection[SaveKind],
+        options: PredictOptions,
         *,
-        resume: bool = False,
-        force: bool = False,
         progress: ProgressCallback | None = None,
-        command: Sequence[str] = (),
         started: float | None = None,
-        max_pixels: float = MAX_PIXELS,
         left_out: LeftOut | None = None,
-        ignore: str | Path | None = None,
     ) -> None:
-        """Prepare `out`. Raises InputError where it holds a run, or cannot be written, and for an unusable `ignore`.
+        """Prepare the results' folder.
 
-        The arguments are those of `predict`; `started` is the time.perf_counter() that seconds count from;
-        `left_out` is filled in while sources are found.
+        model: has the thresholds that are used. progress: is called after each image where their number is known.
+        started: the time.perf_counter() that seconds count from. left_out: is filled in while sources are found.
+
+        Raises InputError where the folder holds a run, or cannot be written, and for an unusable `ignore`.
         """
-        self._ignore = None if ignore is None else model.open_ignore(ignore)
+        self._ignore = None if options.ignore is None else model.open_ignore(options.ignore)
         self.bundles = model.bundles  # by name, with the thresholds that are used; the only model's name is ""
         self._warnings = dict.fromkeys(model.warnings)  # in order, each once
-        self._model, self._progress, self._max_pixels = model, progress, max_pixels
-        self._out = None if out is None else Path(out)
-        self._keep_images = out is None or bool(save)
+        self._model, self._progress, self._max_pixels = model, progress, options.max_pixels
+        self._out = None if options.out is None else Path(options.out)
+        self._keep_images = self._out is None or bool(options.save)
         self._writer = None
         self._exit = ExitStack()
         self._counts = _Counts()
@@ -81,10 +76,10 @@ class Predictions(Iterator[Prediction]):
             writer = ResultWriter(
                 self._out,
                 model.bundles,
-                save,
-                resume=resume,
-                force=force,
-                command=command,
+                options.save,
+                resume=options.resume,
+                force=options.force,
+                command=options.command,
                 notes=self._warnings,
                 ignore="" if self._ignore is None else self._ignore.digest,
             )

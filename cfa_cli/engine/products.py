@@ -9,7 +9,6 @@ from itertools import groupby
 from pathlib import Path
 
 from cfa_cli.bundle import read_description
-from cfa_cli.config import Precision
 from cfa_cli.data.arrays import check_array
 from cfa_cli.data.depth import to_full_scale
 from cfa_cli.data.images import read_image
@@ -17,6 +16,7 @@ from cfa_cli.data.misfits import find_misfits
 from cfa_cli.data.statistics import measure
 from cfa_cli.engine.ignore import Ignore
 from cfa_cli.engine.model import Model, open_model
+from cfa_cli.engine.predict_options import PredictOptions
 from cfa_cli.engine.scorer import BATCH_SIZE, MAX_BYTES_TOGETHER, score_batches, score_sources
 from cfa_cli.engine.thresholds import recalibrate
 from cfa_cli.errors import BundleError, ImageError, UsageError, is_out_of_memory
@@ -25,63 +25,40 @@ from cfa_cli.records import BUNDLE_SUFFIX, Bundle, Prediction, Source
 MAX_OPEN = 4  # models that are held at a time
 
 
-def open_models(
-    model: str | Path | Bundle | Model,
-    *,
-    match: bool,
-    threshold: float | None,
-    max_fpr: float | None,
-    device: str,
-    precision: Precision | None,
-    compiled: bool,
-) -> Model | ModelFolder:
+def open_models(model: str | Path | Bundle | Model, options: PredictOptions) -> Model | ModelFolder:
     """Open a model, or a folder of models, as `predict` does. Raises what `ModelFolder` and `open_model` raise."""
     if isinstance(model, str | Path) and Path(model).is_dir():
-        return ModelFolder(
-            Path(model),
-            match=match,
-            threshold=threshold,
-            max_fpr=max_fpr,
-            device=device,
-            precision=precision,
-            compiled=compiled,
-        )
-    opened = open_model(model, device=device, precision=precision, compiled=compiled)
-    return opened.with_threshold(threshold=threshold, max_fpr=max_fpr)
+        return ModelFolder(Path(model), options)
+    return _open_one(model, options)
+
+
+def _open_one(model: str | Path | Bundle | Model, options: PredictOptions) -> Model:
+    opened = open_model(model, device=options.device, precision=options.precision, compiled=options.compiled)
+    return opened.with_threshold(threshold=options.threshold, max_fpr=options.max_fpr)
 
 
 class ModelFolder:
     """Models of several products, each named like its file; a model is opened when an image needs it."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        match: bool = False,
-        threshold: float | None = None,
-        max_fpr: float | None = None,
-        device: str = "auto",
-        precision: Precision | None = None,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, options: PredictOptions) -> None:
         """Read what the models in `folder` say of themselves; their tensors are read when they are opened.
 
-        match: score each image by the model that fits it best; else by the one named like the image's folder.
-        The other arguments are those of `predict`. Raises BundleError, and UsageError for a `threshold`.
+        options: with `match` each image is scored by the model that fits it best; else by the one named like its
+            folder.
+        Raises BundleError, and UsageError for a `threshold`.
         """
-        if threshold is not None:
+        if options.threshold is not None:
             raise UsageError("--threshold is one model's; there are several.", "Use --max-fpr, or name one model.")
         paths = sorted(path for path in folder.iterdir() if path.suffix == BUNDLE_SUFFIX and path.name[0] != ".")
         if not paths:
             raise BundleError(f"There are no models in {folder}.", "Make some with `cfa fit PARENT --each`.")
         self._paths = {path.stem: path for path in paths}
-        self._match, self._max_fpr = match, max_fpr
-        self._options = {"device": device, "precision": precision, "compiled": compiled}
+        self._options = options
         self._open: OrderedDict[str, Model] = OrderedDict()
         self.bundles: dict[str, Bundle] = {}  # without their tensors
         for name, path in self._paths.items():
             bundle = read_description(path)
-            self.bundles[name] = replace(bundle, calibration=recalibrate(bundle.calibration, max_fpr))
+            self.bundles[name] = replace(bundle, calibration=recalibrate(bundle.calibration, options.max_fpr))
         self.warnings = tuple(f"{name}: {warning}" for name, each in self.bundles.items() for warning in each.warnings)
 
     def open_ignore(self, path: str | Path) -> Ignore:
@@ -102,7 +79,7 @@ class ModelFolder:
 
         What is ignored is each model's own: see `open_ignore`.
         """
-        if self._match:
+        if self._options.match:
             return self._by_fit(sources, keep_images, max_pixels)
         return self._by_folder(sources, keep_images, max_pixels)
 
@@ -125,8 +102,7 @@ class ModelFolder:
         if name not in self._open:
             while len(self._open) >= MAX_OPEN:
                 self._open.popitem(last=False)
-            model = open_model(self._paths[name], **self._options)  # type: ignore[arg-type]
-            self._open[name] = model.with_threshold(max_fpr=self._max_fpr)
+            self._open[name] = _open_one(self._paths[name], self._options)
         self._open.move_to_end(name)
         return self._open[name]
 

@@ -13,6 +13,7 @@ import pytest
 
 from cfa_cli import predict
 from cfa_cli.data.inputs import find_good_images, find_images, find_sources
+from cfa_cli.engine.predict_options import PredictOptions
 from cfa_cli.engine.watch import watch
 from cfa_cli.errors import InputError
 from cfa_cli.notes import LeftOut
@@ -165,7 +166,7 @@ def test_predict_says_what_it_left_out(cfa, photos: Path, model: Path) -> None: 
 def test_watch_passes_by_what_cfa_wrote_and_says_so(photos: Path, model: Path) -> None:
     (photos / "a.heic").touch()
     stop = Event()
-    with watch(model, photos, stop, out=photos / "second") as run:
+    with watch(model, photos, stop, PredictOptions(out=photos / "second")) as run:
         names = []
         for prediction in run:
             names.append(prediction.source.name)
@@ -177,4 +178,4 @@ def test_watch_passes_by_what_cfa_wrote_and_says_so(photos: Path, model: Path) -
     assert sorted(left_out.results) == [str(photos / "maps" / name) for name in WRITTEN]
     for folder in (photos / "maps/overlays", photos / "second/report"):
         with pytest.raises(InputError, match="holds what cfa wrote"):
-            watch(model, folder, stop)
+            watch(model, folder, stop, PredictOptions())

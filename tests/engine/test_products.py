@@ -13,6 +13,7 @@ import pytest
 
 from cfa_cli import FitConfig, fit_each, predict
 from cfa_cli.engine import products as engine
+from cfa_cli.engine.predict_options import PredictOptions
 from cfa_cli.engine.products import ModelFolder
 from cfa_cli.errors import BundleError, UsageError
 from tests.conftest import Outcome, draw_part
@@ -129,7 +130,7 @@ def test_what_cannot_be_is_said(cfa: Callable[..., Outcome], models: Path, batch
         predict(models, batch, threshold=2.0)
     with pytest.raises(UsageError, match="--match chooses among several models"):
         predict(models / "bolt.safetensors", batch, match=True)
-    assert ModelFolder(models, max_fpr=0.4).bundles["nut"].calibration.max_fpr == 0.4
+    assert ModelFolder(models, PredictOptions(max_fpr=0.4)).bundles["nut"].calibration.max_fpr == 0.4
     (tmp_path / "empty" / "bad.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(BundleError, match=r"bad\.safetensors"):
         predict(tmp_path / "empty", batch)

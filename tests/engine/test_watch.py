@@ -10,6 +10,7 @@ import pytest
 
 from cfa_cli.data import watch as watching
 from cfa_cli.engine.model import Model
+from cfa_cli.engine.predict_options import PredictOptions
 from cfa_cli.engine.watch import watch
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
@@ -52,7 +53,7 @@ class Inbox:
         self.thread = threading.Thread(target=self._watch)
 
     def _watch(self):
-        self.run = watch(self.model, self.folder, self.stop, threshold=0.5, **self.options)
+        self.run = watch(self.model, self.folder, self.stop, PredictOptions(threshold=0.5, **self.options))
         for prediction in self.run:
             self.names.append(prediction.source.name)
             self.results[prediction.source.name] = prediction
@@ -241,9 +242,9 @@ def test_watching_needs_a_folder(tmp_path, model):
     os.mkfifo(tmp_path / "pipe")
     for name, message in [("none", "no folder"), ("file", "not a folder"), ("pipe", "not a folder")]:
         with pytest.raises(InputError, match=message):
-            watch(model, tmp_path / name, threading.Event())
+            watch(model, tmp_path / name, threading.Event(), PredictOptions())
     with pytest.raises(InputError, match="holds the watched folder"):
-        watch(model, tmp_path, threading.Event(), out=tmp_path)
+        watch(model, tmp_path, threading.Event(), PredictOptions(out=tmp_path))
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix not in (".tiff", ".ppm")])
