@@ -15,7 +15,7 @@ from cfa_cli.bands import BAND, bands_of, swap_red_and_blue
 from cfa_cli.geometry import to_input
 from cfa_cli.records import Calibration, Geometry, Prediction, Source
 from cfa_cli.results.overlays import draw_overlay, scale_map
-from cfa_cli.results.writer import write_picture
+from cfa_cli.results.pictures import write_picture
 
 CALIBRATION = Calibration(0.01, 2.0, 2.0, 1.0, 3.0, 0.0, 1.0, (), (), extent_threshold=1.5)
 

@@ -20,7 +20,7 @@ from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map, seen_window
 from cfa_cli.records import Geometry, Progress, ProgressCallback, Source
 from cfa_cli.results.benchmark import GOOD, ImageScore, KindFigures
-from cfa_cli.results.writer import write_picture
+from cfa_cli.results.pictures import write_picture
 
 
 @dataclass(frozen=True)

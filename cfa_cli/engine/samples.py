@@ -11,8 +11,8 @@ from cfa_cli.engine.model import Model
 from cfa_cli.engine.scorer import score_sources
 from cfa_cli.records import Source
 from cfa_cli.results.benchmark import Evaluation
+from cfa_cli.results.pictures import write_picture
 from cfa_cli.results.samples import choose_samples, draw_sample, sample_path
-from cfa_cli.results.writer import write_picture
 
 
 def write_samples(

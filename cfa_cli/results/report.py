@@ -25,10 +25,10 @@ from cfa_cli.notes import misfit_text
 from cfa_cli.records import BUNDLE_SUFFIX, Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
 from cfa_cli.results.pages import templates, write_page
+from cfa_cli.results.pictures import REPORT_IMAGE, SHOWN_BY_BROWSERS
 from cfa_cli.results.rows import Row
 from cfa_cli.results.scores import read_run
 from cfa_cli.results.text import regions_to_json
-from cfa_cli.results.writer import REPORT_IMAGE, SHOWN_BY_BROWSERS
 from cfa_cli.text import command_line
 from cfa_cli.visibility import visibility
 

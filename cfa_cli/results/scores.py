@@ -76,6 +76,8 @@ class ScoreTable:
         path = self._path(prediction.source.path)
         line = csv_line(row_fields(prediction, path))
         size = None if prediction.image is None else prediction.image.shape[:2]
+        if size is None and prediction.statistics is not None:
+            size = prediction.statistics.height, prediction.statistics.width
         end, failed = self._end + len(line), prediction.error is not None
         state = prediction.source.state
         regions = regions_to_json(prediction.regions)

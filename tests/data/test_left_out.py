@@ -18,8 +18,8 @@ from cfa_cli.engine.watch import watch
 from cfa_cli.errors import InputError
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import RESULT_FOLDERS
+from cfa_cli.results.pictures import KINDS, REPORT_FOLDER
 from cfa_cli.results.samples import SAMPLES_FOLDER
-from cfa_cli.results.writer import KINDS, REPORT_FOLDER
 from tests.conftest import draw_part, write_part
 
 

@@ -20,7 +20,8 @@ IMAGES = 60
 WRITE = f"""
 import sys
 from pathlib import Path
-from cfa_cli.results.writer import KINDS, ResultWriter
+from cfa_cli.results.pictures import KINDS
+from cfa_cli.results.writer import ResultWriter
 from tests.results.runs import make_bundle, make_prediction
 with ResultWriter(Path(sys.argv[1]), make_bundle(), frozenset(KINDS), resume=True, workers=2) as writer:
     print("at work", flush=True)

@@ -15,8 +15,9 @@ from cfa_cli import load_bundle
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Source
+from cfa_cli.results.pictures import KINDS, Pictures
 from cfa_cli.results.scores import read_run
-from cfa_cli.results.writer import KINDS, ResultWriter
+from cfa_cli.results.writer import ResultWriter
 from tests.results.runs import make_bundle, make_failure, make_prediction
 
 ALL = frozenset(KINDS)
@@ -539,9 +540,9 @@ def test_few_images_are_held_at_once(tmp_path):
 
 
 def test_large_images_are_written_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("cfa_cli.results.writer.MAX_BYTES_PENDING", 400_000)
+    monkeypatch.setattr("cfa_cli.results.pictures.MAX_BYTES_PENDING", 400_000)
     under_way, most = set(), 0
-    write_files = ResultWriter._write_files
+    write_files = Pictures._write_files
 
     def watched(writer, prediction, name):
         nonlocal most
@@ -551,7 +552,7 @@ def test_large_images_are_written_one_by_one(tmp_path, monkeypatch):
         under_way.discard(name)
         return regions
 
-    monkeypatch.setattr(ResultWriter, "_write_files", watched)
+    monkeypatch.setattr(Pictures, "_write_files", watched)
     predictions = [make_prediction(tmp_path / f"{index}.png", 1.0, size=(300, 300)) for index in range(6)]  # 270,000
     write(tmp_path / "out", predictions, ALL, workers=4)
     assert most == 1
@@ -566,11 +567,11 @@ def test_pictures_that_cannot_be_encoded_or_drawn_are_an_error_of_their_row(tmp_
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("cfa_cli.results.writer.draw_heatmap", draw)
+        patch.setattr("cfa_cli.results.pictures.draw_heatmap", draw)
         write(tmp_path / "out", [thin, large, make_prediction(tmp_path / "b.png", 1.0)], {"heatmap"})
     assert ["memory" in row["error"] for row in read_csv(tmp_path / "out")] == [True, True, True]
     with monkeypatch.context() as patch:
-        patch.setattr("cfa_cli.results.writer.JPEG_SIDE", 100_000)
+        patch.setattr("cfa_cli.results.pictures.JPEG_SIDE", 100_000)
         write(tmp_path / "out", [thin, large], {"heatmap"}, force=True)
     assert ["2 x 70000 px" in row["error"] for row in read_csv(tmp_path / "out")] == [True, False]
     write(tmp_path / "out", [thin], {"heatmap"}, resume=True)
