@@ -17,18 +17,9 @@ from cfa_cli import __version__
 from cfa_cli.atomic import atomic_path
 from cfa_cli.config import MAX_SIDE, FitConfig
 from cfa_cli.errors import BundleError, InputError, UsageError
-from cfa_cli.evidence import HoldoutImages, Recalibration
+from cfa_cli.evidence import Calibration, HoldoutImages, Recalibration
 from cfa_cli.parsing import build_record
-from cfa_cli.records import (
-    EXPORT_SUFFIXES,
-    IMAGE_SUFFIXES,
-    BackboneInfo,
-    Bundle,
-    Calibration,
-    Geometry,
-    Provenance,
-    TrainingImages,
-)
+from cfa_cli.records import EXPORT_SUFFIXES, IMAGE_SUFFIXES, BackboneInfo, Bundle, Geometry, Provenance, TrainingImages
 from cfa_cli.text import printable
 
 FORMAT = 2  # raised when an older cfa could not read the file; see `_migrate`
@@ -296,8 +287,13 @@ def _check_values(path: Path, bundle: Bundle) -> None:
         raise _damaged(path, "its threshold is not positive")
     if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
         raise _damaged(path, "its calibration is incomplete")
-    images = () if bundle.holdout is None else asdict(bundle.holdout).values()
-    if any(len(values) != len(calibration.holdout_scores) for values in images):
+    low, high = calibration.threshold_low, calibration.threshold_high
+    if (low is None) != (high is None) or (low is not None and high is not None and not 0 < low <= high):
+        raise _damaged(path, "its threshold's interval is none")
+    images = {} if bundle.holdout is None else asdict(bundle.holdout)
+    if not images.get("names"):  # of an earlier version
+        images.pop("names", None)
+    if any(len(values) != len(calibration.holdout_scores) for values in images.values()):
         raise _damaged(path, "its held-out images have more or fewer scores than statistics")
     if len(bundle.backbone.name) > MAX_BACKBONE_NAME or len(bundle.backbone.layers) > MAX_LAYERS:
         raise _damaged(path, "its backbone's name or list of layers is too long")

@@ -1,16 +1,37 @@
-"""FLOOR 0, what a model's thresholds rest on, beside its `Calibration`: frozen records without torch."""
+"""FLOOR 0, a model's thresholds and what they rest on: frozen records without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cfa_cli.text import printable
 
-if TYPE_CHECKING:
-    from cfa_cli.records import Calibration
-
 ThresholdChoice = Literal["max-fpr", "threshold", "catch-all"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the held-out good images say. Scores are distances: >= 0, no unit."""
+
+    max_fpr: float  # share of good images that may be flagged, 0..1
+    threshold: float  # image score above which an image is anomalous
+    pixel_threshold: float  # map value above which there is a region
+    display_low: float  # the colour scale's ends, map values
+    display_high: float
+    fpr_low: float  # 90 % interval of the false-positive rate that this threshold really has
+    fpr_high: float
+    holdout_scores: tuple[float, ...]  # image scores, ascending
+    holdout_peaks: tuple[float, ...]  # each map's maximum, ascending
+    extent_threshold: float | None = None  # map value down to which a marked region reaches; None: pixel_threshold
+    threshold_low: float | None = None  # 90 % interval of the score that `max_fpr` of good images really lie over;
+    threshold_high: float | None = None  # None: not estimated, by an earlier version or as the threshold was given
+
+    def is_near(self, score: float) -> bool | None:
+        """Tell whether a score lies in the threshold's interval, where either verdict may be wrong; None: unknown."""
+        if self.threshold_low is None or self.threshold_high is None:
+            return None
+        return self.threshold_low <= score <= self.threshold_high
 
 
 @dataclass(frozen=True)
@@ -20,6 +41,7 @@ class HoldoutImages:
     brightness: tuple[float, ...]
     contrast: tuple[float, ...]
     sharpness: tuple[float, ...]
+    names: tuple[str, ...] = ()  # paths below the images' folder; () in models of earlier versions
 
 
 @dataclass(frozen=True)

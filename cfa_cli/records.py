@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cfa_cli.config import FitConfig
-from cfa_cli.evidence import Drift, HoldoutImages, Recalibration
+from cfa_cli.evidence import Calibration, Drift, HoldoutImages, Recalibration
 from cfa_cli.notes import LeftOut, Misfit, misfit_text
 from cfa_cli.text import printable
 
@@ -63,22 +63,6 @@ class BackboneInfo:
     sha256: str  # of the weights as they were read
     warning: str | None = None  # kept wherever the model is shown
     precision: NumberType | None = None  # what fit computed its maps in; None: not recorded, by cfa before 0.2
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the held-out good images say. Scores are distances: >= 0, no unit."""
-
-    max_fpr: float  # share of good images that may be flagged, 0..1
-    threshold: float  # image score above which an image is anomalous
-    pixel_threshold: float  # map value above which there is a region
-    display_low: float  # the colour scale's ends, map values
-    display_high: float
-    fpr_low: float  # 90 % interval of the false-positive rate that this threshold really has
-    fpr_high: float
-    holdout_scores: tuple[float, ...]  # image scores, ascending
-    holdout_peaks: tuple[float, ...]  # each map's maximum, ascending
-    extent_threshold: float | None = None  # map value down to which a marked region reaches; None: pixel_threshold
 
 
 @dataclass(frozen=True)
@@ -230,6 +214,7 @@ class ImageResult:
     error: str | None
     misfit: str | None = None  # in what the image is not like the training images
     model: str | None = None  # which of several models scored it
+    near_threshold: bool | None = None  # the score lies in the threshold's interval; None: there is none
 
 
 @dataclass(frozen=True)
@@ -259,6 +244,7 @@ class Prediction:
     error: str | None = None
     misfits: tuple[Misfit, ...] = ()  # in what the image is not like the training images
     model: str | None = None  # which of several models scored it
+    near_threshold: bool | None = None  # the score lies in the threshold's interval; None: there is none
     statistics: ImageStatistics | None = None
     score_map: np.ndarray | None = field(default=None, repr=False)  # (H, W) float32 at the network's input size
     keep: np.ndarray | None = field(default=None, repr=False)  # like it: 1, 0 where ignored; None: as the model does
@@ -284,6 +270,7 @@ class Prediction:
             error=self.error,
             misfit=self.misfit,
             model=self.model,
+            near_threshold=self.near_threshold,
         )
 
 
@@ -320,6 +307,7 @@ class PredictSummary:
     drift: Drift | None = None  # whether the images are no more like those that the threshold rests on
     models: dict[str, int] = field(default_factory=dict)  # images by which of several models scored them
     misfits: dict[str, int] = field(default_factory=dict)  # images by in what they are not like the training images
+    near_threshold: int | None = None  # images of either label; None: no model says how sure its threshold is
 
     def document(self) -> dict[str, object]:
         """Return it for --json."""

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from cfa_cli.bands import BAND, bands_of, swap_red_and_blue
+from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import to_input
-from cfa_cli.records import Calibration, Geometry, Prediction, Source
+from cfa_cli.records import Geometry, Prediction, Source
 from cfa_cli.results.overlays import draw_overlay, scale_map
 from cfa_cli.results.pictures import write_picture
 

@@ -19,8 +19,8 @@ from cfa_cli.bundle import from_metadata, load_bundle, save_bundle
 from cfa_cli.config import FitConfig
 from cfa_cli.engine.runtimes import load_model
 from cfa_cli.errors import BundleError, InputError
-from cfa_cli.evidence import HoldoutImages
-from cfa_cli.records import BackboneInfo, Bundle, Calibration, Geometry, Provenance
+from cfa_cli.evidence import Calibration, HoldoutImages
+from cfa_cli.records import BackboneInfo, Bundle, Geometry, Provenance
 
 D, C, M = 5, 7, 12
 
@@ -257,6 +257,7 @@ def test_wrong_tensors(saved, name, value, expected):
         ("calibration", "threshold", 0.0),
         ("calibration", "threshold", None),
         ("calibration", "pixel_threshold", -1.0),
+        ("calibration", "threshold_low", 0.5),  # without the other end
         ("calibration", "display_high", 0.3),
         ("calibration", "holdout_scores", []),
         ("backbone", "name", 7),
@@ -275,9 +276,18 @@ def test_statistics_of_held_out_images_are_as_many_as_their_scores(saved):
     document["holdout"] = {"brightness": each, "contrast": each, "sharpness": each}
     rewrite(saved, document)
     assert load_bundle(saved).holdout == HoldoutImages(tuple(each), tuple(each), tuple(each))
-    document["holdout"]["contrast"] = each[1:]
+    for name, values in (("contrast", each[1:]), ("names", ["a.png"])):
+        changed = document | {"holdout": document["holdout"] | {name: values}}
+        rewrite(saved, changed)
+        assert "held-out" in refused(saved)[0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.3, 1.0), (-1.0, 2.0), (0.0, 2.0), (None, 2.0)])
+def test_an_interval_of_the_threshold_that_is_none(saved, low, high):
+    document = document_of(saved)
+    document["calibration"] |= {"threshold_low": low, "threshold_high": high}
     rewrite(saved, document)
-    assert "held-out" in refused(saved)[0]
+    assert "interval" in refused(saved)[0]
 
 
 def test_missing_and_unknown_fields(saved):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cfa_cli.evidence import Recalibration
-from cfa_cli.records import Bundle, Calibration, Geometry, TrainingImages
+from cfa_cli.evidence import Calibration, Recalibration
+from cfa_cli.records import Bundle, Geometry, TrainingImages
+from cfa_cli.separation import separation
 from cfa_cli.visibility import visibility
 
 
@@ -33,8 +34,11 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
 def threshold_facts(bundle: Bundle) -> list[tuple[str, str]]:
     """Describe a model's thresholds, and how they were chosen if not by `cfa fit`."""
     calibration, changed = bundle.calibration, bundle.recalibration
+    separated = separation(bundle)
     return [
         ("Threshold", _threshold(bundle)),
+        *([("Near it", near)] if (near := _near(calibration)) else []),
+        *([("Held-out images", separated.sentence)] if separated else []),
         *([("Calibrated", changed.describe(calibration))] if changed else []),
         ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
     ]
@@ -63,6 +67,15 @@ def _threshold(bundle: Bundle) -> str:
         f"{calibration.threshold:.4g}, from {len(calibration.holdout_scores)} held-out good images: {aims} "
         f"{calibration.max_fpr:.1%} of good images over it, expect {calibration.fpr_low:.1%} to "
         f"{calibration.fpr_high:.1%}"
+    )
+
+
+def _near(calibration: Calibration) -> str | None:
+    if calibration.threshold_low is None or calibration.threshold_high is None:
+        return None
+    low, high = calibration.threshold_low, calibration.threshold_high
+    return (
+        f"{low:.4g} to {high:.4g}: the 90 % interval of the score that {calibration.max_fpr:.1%} of good images exceed"
     )
 
 

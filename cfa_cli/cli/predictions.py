@@ -29,15 +29,16 @@ def print_line(result: ImageResult, as_json: bool) -> None:
         error = shorten(printable(result.error or ""))
         print(f"{'not read':<10}{'':>10}  {path}: {error}", flush=True)
     else:
-        misfit = f"  ({printable(result.misfit)})" if result.misfit else ""
+        remarks = [*(["near the threshold"] if result.near_threshold else []), *filter(None, [result.misfit])]
+        remark = f"  ({printable('; '.join(remarks))})" if remarks else ""
         model = f"  {printable(result.model)}" if result.model else ""
-        print(f"{result.label:<10}{result.score:>10.4g}  {path}{model}{misfit}", flush=True)
+        print(f"{result.label:<10}{result.score:>10.4g}  {path}{model}{remark}", flush=True)
 
 
 def print_summary(summary: PredictSummary) -> None:
     """Print a run's highest scores, counts and errors on stdout."""
     rows = [
-        (f"{one.score:.4g}", f"{one.score / one.threshold:.2f}", str(one.label), one.path)
+        (f"{one.score:.4g}", f"{one.score / one.threshold:.2f}", _verdict(one), one.path)
         for one in summary.worst
         if one.score is not None
     ]
@@ -53,6 +54,8 @@ def print_summary(summary: PredictSummary) -> None:
     if summary.unfinished:
         facts.append(("Not scored", f"{len(summary.unfinished)}"))
         facts += [("", path) for path in summary.unfinished]
+    if summary.near_threshold is not None:
+        facts.append(("Near the threshold", f"{summary.near_threshold}, which may be either"))
     if summary.threshold is not None:
         facts.append(("Threshold", f"{summary.threshold:.4g}"))
     if summary.models:
@@ -61,3 +64,7 @@ def print_summary(summary: PredictSummary) -> None:
         facts.append(("Time", f"{summary.milliseconds:.1f} ms an image"))
     facts += [(name, path) for name, path in (("Results", summary.scores), ("Report", summary.report)) if path]
     render.print_facts("Result", facts)
+
+
+def _verdict(result: ImageResult) -> str:
+    return f"{result.label}, near the threshold" if result.near_threshold else str(result.label)

@@ -9,6 +9,7 @@ import numpy as np
 
 from cfa_cli.evidence import HoldoutImages
 from cfa_cli.records import ImageStatistics, TrainingImages
+from cfa_cli.text import printable
 
 THUMBNAIL = 256  # px of the longer side; smaller images are taken as they are
 GREY_TOLERANCE = 0.01  # by how much the channels of a grey image may differ, of values in 0..1
@@ -60,13 +61,15 @@ def summarise(images: Sequence[ImageStatistics], bit_depth: int) -> TrainingImag
     )
 
 
-def by_score(scores: Sequence[float], images: Sequence[ImageStatistics]) -> HoldoutImages:
+def by_score(scores: Sequence[float], images: Sequence[ImageStatistics], names: Sequence[str]) -> HoldoutImages:
     """Keep what held-out images are like in the order of their scores, as `Calibration.holdout_scores` has them."""
-    ordered = [images[index] for index in np.argsort(scores, kind="stable")]
+    order = np.argsort(scores, kind="stable")
+    ordered = [images[index] for index in order]
     return HoldoutImages(
         brightness=tuple(image.brightness for image in ordered),
         contrast=tuple(image.contrast for image in ordered),
         sharpness=tuple(image.sharpness for image in ordered),
+        names=tuple(printable(names[index]) for index in order),
     )
 
 
@@ -77,7 +80,9 @@ def join(scores: Sequence[float], first: HoldoutImages, second: HoldoutImages) -
     def joined(name: str) -> tuple[float, ...]:
         return tuple(np.array([*getattr(first, name), *getattr(second, name)])[order].tolist())
 
-    return HoldoutImages(joined("brightness"), joined("contrast"), joined("sharpness"))
+    names = [*(first.names or [""] * len(first.brightness)), *second.names]
+    named = tuple(names[index] for index in order)
+    return HoldoutImages(joined("brightness"), joined("contrast"), joined("sharpness"), named)
 
 
 def _robust(values: Sequence[float]) -> tuple[float, float]:

@@ -12,15 +12,8 @@ from cfa_cli.bundle import check_there, load_bundle
 from cfa_cli.config import check_max_pixels, check_threshold
 from cfa_cli.engine.labelled import PathLike, ScoredImages, find_labelled, score_labelled
 from cfa_cli.errors import BundleError, InputError, UsageError
-from cfa_cli.evidence import HoldoutImages, Recalibration, ThresholdChoice, ThresholdRow
-from cfa_cli.records import (
-    EXPORT_SUFFIXES,
-    MAX_PIXELS,
-    Bundle,
-    CalibrateResult,
-    Calibration,
-    ProgressCallback,
-)
+from cfa_cli.evidence import Calibration, HoldoutImages, Recalibration, ThresholdChoice, ThresholdRow
+from cfa_cli.records import EXPORT_SUFFIXES, MAX_PIXELS, Bundle, CalibrateResult, ProgressCallback
 
 # What loads torch or scipy is imported where it is used: arguments are checked first.
 
@@ -181,7 +174,7 @@ def _describe_holdout(bundle: Bundle, scored: ScoredImages, replace_holdout: boo
 
     if not scored.scores or (bundle.holdout is None and not replace_holdout):
         return bundle.holdout if not scored.scores else None
-    further = by_score(scored.scores, scored.statistics)
+    further = by_score(scored.scores, scored.statistics, scored.names)
     if bundle.holdout is None or replace_holdout:
         return further
     return join([*bundle.calibration.holdout_scores, *sorted(scored.scores)], bundle.holdout, further)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from cfa_cli.engine.fit import fit
 from cfa_cli.engine.measure import Measured, map_path, measure
 from cfa_cli.engine.model import open_model
 from cfa_cli.engine.samples import write_samples
+from cfa_cli.evidence import Calibration
 from cfa_cli.records import Bundle, ProgressCallback
 from cfa_cli.results.benchmark import Evaluation, EvaluationKey, evaluation_label
 
@@ -117,8 +119,14 @@ def describe(
         warnings=(),
         images=measured.images,
         kinds=measured.kinds,
+        near=_share_near(bundle.calibration, [image.score for image in measured.images]),
         curve=measured.pixels.points,
     )
+
+
+def _share_near(calibration: Calibration, scores: Sequence[float]) -> float | None:
+    near = [calibration.is_near(score) for score in scores]
+    return None if None in near else sum(map(bool, near)) / len(near)
 
 
 def data_digest(category: Category, ignore: IgnoreMasks | None) -> str:

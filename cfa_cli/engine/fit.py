@@ -22,19 +22,20 @@ from cfa_cli.engine.bank import build_bank, count_centroids, leave_one_out_basel
 from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.ignore import Ignore, ignore_warnings, make_ignore
 from cfa_cli.engine.kinds import kinds_warning
-from cfa_cli.engine.provenance import record_provenance
+from cfa_cli.engine.provenance import path_below, record_provenance
 from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.engine.thresholds import set_thresholds, split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.errors import InputError, UsageError
+from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import auto_size, full_size
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.scoremap import ScoreMap, kept_positions
 from cfa_cli.notes import LeftOut
-from cfa_cli.records import MAX_PIXELS, Bundle, Calibration, FitResult, Geometry, Progress, ProgressCallback, Source
+from cfa_cli.records import MAX_PIXELS, Bundle, FitResult, Geometry, Progress, ProgressCallback, Source
 
 MAP_PIXELS = 512 * 512  # of each held-out map that thresholds are chosen from: a larger map is smooth between them
 
@@ -105,7 +106,11 @@ def fit(
         provenance=record_provenance(folder, [source.path for source in usable], config.seed),
         tensors=tensors,
         training=summarise(statistics, bit_depth),
-        holdout=by_score(scores, [statistics[index] for index in holdout]),
+        holdout=by_score(
+            scores,
+            [statistics[index] for index in holdout],
+            [path_below(folder, usable[index].path) for index in holdout],
+        ),
     )
     return FitResult(
         bundle=bundle,

@@ -46,6 +46,7 @@ class ScoredImages:
     scores: list[float] = field(default_factory=list)  # of good images
     maps: list[np.ndarray] = field(default_factory=list)  # pixels of each one's map, the highest among them
     statistics: list[ImageStatistics] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     defects: dict[str, list[float]] = field(default_factory=dict)  # scores by kind
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
 
@@ -104,6 +105,7 @@ def score_labelled(model: Model, images: LabelledImages, max_pixels: float, prog
         found.scores.append(prediction.score)
         found.maps.append(pixels if every == 1 else np.append(pixels[::every], pixels.max()))
         found.statistics.append(prediction.statistics)
+        found.names.append(prediction.source.name)
     for kind, sources in images.defects.items():
         found.defects[kind] = [prediction.score or 0.0 for prediction in score(sources)]
     if (images.good and not found.scores) or (images.defects and not any(found.defects.values())):

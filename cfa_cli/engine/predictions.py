@@ -167,6 +167,7 @@ class Predictions(Iterator[Prediction]):
             drift=self._drift,
             models=dict(counts.models),
             misfits={what: count for what, (count, _, _) in counts.misfits.items()},
+            near_threshold=counts.near_threshold,
             unfinished=() if self._folder is None else tuple(str(path) for path in self._folder.unfinished),
         )
 
@@ -186,7 +187,7 @@ class Predictions(Iterator[Prediction]):
             for batch in self._model.score_batches(
                 sources, keep_images=self._keep_images, max_pixels=self._max_pixels, ignore=self._ignore
             ):
-                final = batch if self._folder is None else [one for one in batch if self._folder.is_final(one)]
+                final = [self._compared(one) for one in batch if self._folder is None or self._folder.is_final(one)]
                 if batch and not final:
                     continue
                 for prediction in self._write(final):
@@ -225,6 +226,13 @@ class Predictions(Iterator[Prediction]):
         if not batch:  # no more comes for now
             yield from self._writer.flush()
 
+    def _compared(self, prediction: Prediction) -> Prediction:
+        """Say whether its score lies near its model's threshold."""
+        bundle = self.bundles.get(prediction.model or "")
+        if prediction.score is None or bundle is None:
+            return prediction
+        return replace(prediction, near_threshold=bundle.calibration.is_near(prediction.score))
+
     def _at_source_size(self, prediction: Prediction) -> Prediction:
         if prediction.score_map is None or prediction.image is None:
             return prediction
@@ -245,6 +253,7 @@ def _result(row: Row) -> ImageResult:
         error=row.error,
         misfit=misfit_text(row.misfits),
         model=row.model,
+        near_threshold=row.near_threshold,
     )
 
 
@@ -254,6 +263,7 @@ class _Counts:
     def __init__(self) -> None:
         self.images = self.good = self.anomalous = self.error_count = 0
         self.errors: list[ImageFailure] = []
+        self.near_threshold: int | None = None
         self._milliseconds = 0.0
         self._worst: list[tuple[float, int, ImageResult]] = []
         self.models: Counter[str] = Counter()
@@ -271,6 +281,8 @@ class _Counts:
         if result.score is None:
             return
         self._milliseconds += result.milliseconds or 0.0
+        if result.near_threshold is not None:
+            self.near_threshold = (self.near_threshold or 0) + result.near_threshold
         if result.label == "anomalous":
             self.anomalous += 1
         else:

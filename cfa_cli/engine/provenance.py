@@ -34,10 +34,15 @@ def list_sha256(folder: Path | None, paths: Sequence[Path]) -> str:
     """The SHA-256 of a list of images: of each its path (below `folder`, if they come from one) and its size."""
     digest = hashlib.sha256()
     for path in paths:
-        name = path.relative_to(folder) if folder is not None else Path(path.name)
+        name = path_below(folder, path)
         size = path.stat().st_size if path.exists() else 0  # it was read, and may have been moved since
-        digest.update(f"{name.as_posix()}\0{size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def path_below(folder: Path | None, path: Path) -> str:
+    """Return an image's path below `folder`, POSIX, or its name alone where images come from no one folder."""
+    return (path.relative_to(folder) if folder is not None else Path(path.name)).as_posix()
 
 
 def today() -> str:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import betaincinv  # scipy.stats would take half a second to import
+from scipy.special import bdtr, betaincinv  # scipy.stats would take half a second to import
 
 from cfa_cli.config import check_threshold
-from cfa_cli.intervals import clopper_pearson
-from cfa_cli.records import Calibration
+from cfa_cli.evidence import Calibration
+from cfa_cli.intervals import clopper_pearson, threshold_rank
 
-INTERVAL = 0.9  # of the false-positive rate that a threshold really has
+INTERVAL = 0.9  # of the false-positive rate that a threshold really has, and of where it really lies
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A score, and the 90 % interval of the share of good images that it flags."""
+    """A score, the 90 % interval of the share of good images that it flags, and that of where it really lies."""
 
     value: float
     fpr_low: float
     fpr_high: float
+    low: float | None  # of the score that `max_fpr` of all good images lie over; None: too few scores to tell
+    high: float | None
 
 
 def split_holdout(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -35,19 +36,19 @@ def split_holdout(count: int, share: float, seed: int) -> tuple[list[int], list[
 def choose_threshold(scores: Sequence[float], max_fpr: float) -> Threshold:
     """Choose the score that at most `max_fpr` of good images lie over, from n held-out good scores.
 
-    A new good image lies over the k-th smallest of n scores with probability 1 - k / (n + 1), whatever the scores'
-    distribution; k is the smallest for which this is at most `max_fpr`. With too few scores for that (n + 1 <
-    1 / max_fpr) the largest is taken. The rate that the threshold really has is distributed as Beta(n + 1 - k, k),
-    which gives the interval. Raises UsageError unless 0 < max_fpr < 1.
+    It is the k-th smallest of them: see `threshold_rank`. The rate that the threshold really has is distributed as
+    Beta(n + 1 - k, k), which gives its interval; for that of the score see `_quantile_interval`. Raises UsageError
+    unless 0 < max_fpr < 1.
     """
     check_threshold(None, max_fpr)
     ordered = sorted(scores)
     n = len(ordered)
-    k = min(n, max(1, math.ceil((n + 1) * (1 - max_fpr) - 1e-9)))
+    k = threshold_rank(n, max_fpr)
     low, high = _fpr_interval(n, k)
     # A threshold of zero, from images without any distance, would leave no scale to show scores on.
-    value = max(ordered[k - 1], float(np.finfo(np.float32).tiny))
-    return Threshold(value, low, high)
+    ordered = [max(score, float(np.finfo(np.float32).tiny)) for score in ordered]
+    value = ordered[k - 1]
+    return Threshold(value, low, high, *_quantile_interval(ordered, value, max_fpr))
 
 
 def set_thresholds(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float) -> Calibration:
@@ -104,6 +105,8 @@ def _calibration(
             holdout_scores=tuple(sorted(scores)),
             holdout_peaks=tuple(sorted(peaks)),
             extent_threshold=min(max(extent, float(np.finfo(np.float32).tiny)), pixel.value),
+            threshold_low=image.low,
+            threshold_high=image.high,
         )
     )
 
@@ -117,7 +120,8 @@ def center_scale(calibration: Calibration) -> Calibration:
 def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshold: float | None = None) -> Calibration:
     """Return the calibration for another `max_fpr` (from the kept held-out scores) or a fixed image `threshold`.
 
-    A fixed threshold moves the pixel and the extent threshold in proportion; another rate leaves the extent threshold,
+    A fixed threshold moves the pixel and the extent threshold in proportion, and has no interval, as it was not
+    estimated; another rate leaves the extent threshold,
     as the pixels of held-out maps are not kept. The colour scale stays: it is the model's.
     """
     check_threshold(threshold, max_fpr)
@@ -134,6 +138,8 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
             extent_threshold=None if extent is None else extent * threshold / calibration.threshold,
             fpr_low=low,
             fpr_high=high,
+            threshold_low=None,
+            threshold_high=None,
         )
     if max_fpr is None:
         return calibration
@@ -147,6 +153,8 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
         extent_threshold=None if extent is None else min(extent, pixel_threshold),
         fpr_low=image.fpr_low,
         fpr_high=image.fpr_high,
+        threshold_low=image.low,
+        threshold_high=image.high,
     )
 
 
@@ -154,6 +162,28 @@ def _fpr_interval(n: int, k: int) -> tuple[float, float]:
     """Return the quantiles of Beta(n + 1 - k, k) that hold `INTERVAL` between them."""
     low, high = betaincinv(n + 1 - k, k, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     return float(low), float(high)
+
+
+def _quantile_interval(
+    ordered: Sequence[float], threshold: float, max_fpr: float
+) -> tuple[float, float] | tuple[None, None]:
+    """Return the 90 % interval of the score that `max_fpr` of all good images lie over.
+
+    Its ends are the highest and the lowest of the n held-out scores, ascending, that it lies below and above with a
+    probability of at most 5 % each, whatever the scores' distribution: how many of them lie below it is binomial. Fewer
+    than 59 scores have no such upper end at the usual rate: then it lies as many times above the threshold as that lies
+    above the lower end.
+    """
+    n, tail = len(ordered), (1 - INTERVAL) / 2
+    at_most = bdtr(np.arange(n), n, 1 - max_fpr)  # the probability that at most 0 .. n - 1 scores lie below it
+    surely_below, surely_above = np.flatnonzero(at_most <= tail), np.flatnonzero(1 - at_most <= tail)
+    if len(surely_below):
+        low = ordered[surely_below[-1]]
+        return low, ordered[surely_above[0]] if len(surely_above) else threshold**2 / low
+    if len(surely_above):
+        high = ordered[surely_above[0]]
+        return threshold**2 / high, high
+    return None, None
 
 
 def normalize(score: float, threshold: float) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cfa_cli.records import Bundle, Calibration
+from cfa_cli.evidence import Calibration
+from cfa_cli.records import Bundle
+from cfa_cli.separation import separation
 
 FEW_IMAGES = 20
 
@@ -17,6 +19,8 @@ def fit_warnings(bundle: Bundle) -> Iterator[str]:
     if images < FEW_IMAGES:
         yield f"Only {images} images: the model has seen little variation. Give it {FEW_IMAGES} or more if you can."
     yield from threshold_warnings(calibration)
+    if (separated := separation(bundle)) and separated.outliers:
+        yield separated.sentence
 
 
 def threshold_warnings(calibration: Calibration) -> Iterator[str]:

@@ -82,6 +82,7 @@ class Evaluation:
     model: str = ""  # the name of a model that was given; "": it was fitted here
     images: tuple[ImageScore, ...] = ()  # of all test images; () in results of earlier versions, as what follows
     kinds: tuple[KindFigures, ...] = ()
+    near: float | None = None  # share of the test images near the threshold; None: its interval is not known
     curve: tuple[tuple[float, float, float], ...] = ()  # of pixels: false-positive rate, recall, mean region overlap
 
     @property

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 
 from cfa_cli.bands import bands_of
+from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import resize_map
-from cfa_cli.records import Bundle, Calibration, Prediction
+from cfa_cli.records import Bundle, Prediction
 from cfa_cli.results.regions import mark
 
 CONTOUR = (0, 229, 255)  # cyan: the one strong hue that the colour map does not have

@@ -5,7 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cfa_cli.records import Calibration, Region
+from cfa_cli.evidence import Calibration
+from cfa_cli.records import Region
 
 
 def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:

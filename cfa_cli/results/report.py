@@ -21,6 +21,7 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
+from cfa_cli.evidence import Calibration
 from cfa_cli.notes import misfit_text
 from cfa_cli.records import BUNDLE_SUFFIX, Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
@@ -29,6 +30,7 @@ from cfa_cli.results.pictures import REPORT_IMAGE, SHOWN_BY_BROWSERS
 from cfa_cli.results.rows import Row
 from cfa_cli.results.scores import read_run
 from cfa_cli.results.text import regions_to_json
+from cfa_cli.separation import separation
 from cfa_cli.text import command_line
 from cfa_cli.visibility import visibility
 
@@ -139,7 +141,8 @@ def _row_data(row: Row, folder: Path, out: Path, defect: bool | None) -> list[An
     score = None if row.score is None else float(np.float32(row.score))
     regions = regions_to_json(row.regions)
     misfit = misfit_text(row.misfits)
-    return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect, regions, misfit, row.model]
+    told = [misfit, row.model, row.near_threshold]
+    return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect, regions, *told]
 
 
 def _relative_url(path: Path, out: Path) -> str:
@@ -185,7 +188,7 @@ def _model_card(bundle: Bundle) -> dict[str, str]:
         size += f", centre {geometry.crop[1]} × {geometry.crop[0]} px of it"
     changed, held = bundle.recalibration, len(calibration.holdout_scores)
     images = f"{provenance.images}, {'and' if changed else 'of which'} {held} for calibration"
-    seen = visibility(bundle)
+    seen, separated = visibility(bundle), separation(bundle)
     return {
         "Backbone": bundle.backbone.name,
         "Weights": bundle.backbone.weights,
@@ -193,12 +196,18 @@ def _model_card(bundle: Bundle) -> dict[str, str]:
         "Network input": size,
         **({"Smallest defect": seen.sentence} if seen else {}),
         "Threshold": f"{calibration.threshold:.6g}",
+        **({"Near the threshold": _near(calibration)} if calibration.threshold_low is not None else {}),
         "False alarms": f"{calibration.fpr_low:.1%} to {calibration.fpr_high:.1%} of good images (90 % interval)",
+        **({"Held-out images": separated.sentence} if separated else {}),
         **({"Calibrated": changed.describe(calibration)} if changed else {}),
         "Trained": f"{provenance.date}, seed {provenance.seed}",
         "Trained with": f"cfa {provenance.cfa}, torch {provenance.torch}, timm {provenance.timm}",
         "Report written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _near(calibration: Calibration) -> str:
+    return f"{calibration.threshold_low:.6g} to {calibration.threshold_high:.6g} (90 % interval of the threshold)"
 
 
 def _without_replaced(command: Sequence[str]) -> list[str]:

@@ -11,8 +11,12 @@ from cfa_cli.notes import Misfit
 from cfa_cli.records import Label, Prediction, Region
 from cfa_cli.results.text import regions_from_json, safe
 
-COLUMNS = ("path", "score", "normalized", "threshold", "label", "milliseconds", "error", "misfit", "model")
-EARLIER_COLUMNS = COLUMNS[:7]  # of cfa before 0.2
+COLUMNS = (
+    *("path", "score", "normalized", "threshold", "label", "milliseconds", "error"),  # all that cfa before 0.2 wrote
+    *("misfit", "model", "near_threshold"),
+)
+EARLIER_COLUMNS = (COLUMNS[:7], COLUMNS[:9])  # of tables that an earlier version wrote
+_YES_NO = {True: "yes", False: "no", None: ""}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Row:
     regions: tuple[Region, ...] = ()
     misfits: tuple[Misfit, ...] = ()  # in what the image is not like the training images
     model: str | None = None  # which of several models scored it
+    near_threshold: bool | None = None  # the score lies in the threshold's interval; None: there is none
 
 
 def row_from(entry: dict[str, Any], fields: dict[str, str]) -> Row:
@@ -59,6 +64,7 @@ def row_from(entry: dict[str, Any], fields: dict[str, str]) -> Row:
         regions=regions_from_json(entry.get("regions", [])),
         misfits=tuple(Misfit(what, figures) for what, figures in entry.get("misfits", [])),
         model=fields.get("model") or None,
+        near_threshold={"yes": True, "no": False}.get(fields.get("near_threshold", "")),
     )
 
 
@@ -81,4 +87,5 @@ def row_fields(prediction: Prediction, path: str) -> list[str]:
         safe(prediction.error or ""),
         safe(prediction.misfit or ""),
         safe(prediction.model or ""),
+        _YES_NO[prediction.near_threshold],
     ]

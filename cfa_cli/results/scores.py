@@ -228,7 +228,7 @@ def _table(
 
 def _parse(data: bytes) -> list[dict[str, str]]:
     """The rows of a table; none where its header or last line is not whole."""
-    if not data.startswith((_HEADER, csv_line(EARLIER_COLUMNS))) or not data.endswith(b"\n"):
+    if not data.startswith((_HEADER, *map(csv_line, EARLIER_COLUMNS))) or not data.endswith(b"\n"):
         return []
     text = data.decode("utf-8", "surrogateescape")
     before = csv.field_size_limit(len(text) + 1)  # its own limit is 131,072 characters a field

@@ -112,11 +112,19 @@ def _recipe(results: Results) -> str:
 
 
 def _threshold_report(results: Results, method: str) -> Table:
-    columns = {"threshold": "threshold", "fpr": "FPR", "recall": "recall", "f1": "F1", "image_f1max": "F1-max"}
+    columns = {
+        "threshold": "threshold",
+        "fpr": "FPR",
+        "recall": "recall",
+        "f1": "F1",
+        "near": "near",
+        "image_f1max": "F1-max",
+    }
     assert results.config is not None
     note = (
         f"The threshold is set on held-out good images, so that it flags at most {100 * results.config.max_fpr:g}% of "
-        "good ones. F1-max is what the best threshold would give, chosen on the test images."
+        "good ones. Near: the share of test images in its 90 % interval, where either verdict may be wrong. F1-max is "
+        "what the best threshold would give, chosen on the test images."
     )
     return _table(f"{method}: the calibrated threshold on the test images", results, method, columns, (note,))
 

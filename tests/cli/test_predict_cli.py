@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def test_scores_overlays_and_summary(cfa, parts):
         "error",
         "misfit",
         "model",
+        "near_threshold",
     ]
     assert [row["path"] for row in found] == ["in/line1/part.png", "in/line2/part.png", "in/other.bmp"]
     for row, prediction in zip(found, predict(bundle, "in"), strict=True):
@@ -110,7 +112,7 @@ def test_unreadable_images_have_a_row_and_exit_with_8(cfa, parts):
     found = rows()
     assert [row["path"] for row in found if row["error"]] == ["in/a-empty.png", "in/cut.jpg"]
     assert found[0] == {
-        **dict.fromkeys(("score", "normalized", "label", "milliseconds", "misfit", "model"), ""),
+        **dict.fromkeys(("score", "normalized", "label", "milliseconds", "misfit", "model", "near_threshold"), ""),
         "path": "in/a-empty.png",
         "threshold": found[1]["threshold"],
         "error": "in/a-empty.png is empty (0 bytes).",
@@ -139,6 +141,23 @@ def test_json_is_one_document(cfa, parts):
     assert [entry["score"] for entry in document["worst"]] == sorted(
         (entry["score"] for entry in document["worst"]), reverse=True
     )
+
+
+def test_scores_near_the_threshold_are_counted_and_marked(cfa, parts, good_dir):
+    """Against the interval that the model keeps: in the table, in both summaries, in the lines of a stream."""
+    calibration = load_bundle("cfa-model.safetensors").calibration
+    done = cfa("predict", good_dir, "in/line2", "--json", "--out", "o")
+    document, found = json.loads(done.out), rows("o")
+    near = [calibration.threshold_low <= float(row["score"]) <= calibration.threshold_high for row in found]
+    assert 0 < sum(near) < len(near)
+    assert [row["near_threshold"] == "yes" for row in found] == near
+    assert [one["near_threshold"] for one in document["results"]] == near
+    assert document["near_threshold"] == sum(near)
+    resumed = cfa("predict", good_dir, "in/line2", "--resume", "--out", "o")
+    assert re.search(r"Near the threshold +(\d+)", resumed.out)[1] == str(sum(near))
+    given = cfa("predict", "in", "--threshold", 7.5, "--out", "given", "--json")
+    assert json.loads(given.out)["near_threshold"] is None  # nothing was estimated
+    assert {row["near_threshold"] for row in rows("given")} == {""}
 
 
 def test_quiet_leaves_stderr_empty(cfa, parts):

@@ -63,7 +63,8 @@ def test_what_each_held_out_image_was_like_is_kept_beside_its_score(fitted, good
     assert sorted(found.brightness) == pytest.approx(sorted(image.mean() for image in images), abs=1e-4)
     assert sorted(found.contrast) == pytest.approx(sorted(image.mean(2).std() for image in images), abs=1e-4)
     statistics = [ImageStatistics(40, 40, True, score / 10, score / 20, score / 30) for score in (3, 1, 2)]
-    assert by_score([3.0, 1.0, 2.0], statistics).brightness == (0.1, 0.2, 0.3)
+    found = by_score([3.0, 1.0, 2.0], statistics, ["three", "one", "two"])
+    assert (found.brightness, found.names) == ((0.1, 0.2, 0.3), ("one", "two", "three"))
 
 
 def bytes_of(bundle, folder):

@@ -41,6 +41,45 @@ def test_rate_and_interval_hold_in_a_simulation(n, max_fpr):
     )
 
 
+@pytest.mark.parametrize(("n", "max_fpr"), [(60, 0.05), (100, 0.1), (13, 0.5), (30, 0.8)])
+def test_the_interval_of_the_threshold_holds_in_a_simulation(n, max_fpr):
+    """The score that `max_fpr` of all good ones lie over is known here: each end is on its wrong side 1 in 20 times."""
+    rng = np.random.default_rng(n)
+    true = -np.log(max_fpr)  # of the exponential distribution
+    found = [choose_threshold(scores, max_fpr) for scores in rng.exponential(size=(4000, n))]
+    assert all(one.low <= one.value <= one.high for one in found)
+    assert np.mean([one.low > true for one in found]) < 0.06
+    assert np.mean([one.high < true for one in found]) < 0.06
+    # The ends are not further away than they need to be: one rank closer, each would be wrong more than 1 in 20 times.
+    closer = {"low": [], "high": []}
+    for scores, one in zip(np.sort(np.random.default_rng(n).exponential(size=(4000, n))), found, strict=True):
+        ordered = scores.tolist()
+        closer["low"].append(ordered[ordered.index(one.low) + 1] > true)
+        closer["high"].append(ordered[ordered.index(one.high) - 1] < true)
+    assert np.mean(closer["low"]) > 0.045
+    assert np.mean(closer["high"]) > 0.045
+
+
+def test_the_interval_of_few_images_by_hand():
+    # Of 19 scores, 17 or fewer lie below the 95 % quantile with P = 1 - 0.95^19 - 19 * 0.05 * 0.95^18 = 0.245, 16 or
+    # fewer with 0.067, 15 or fewer with 0.013: the 16th is the lower end. All 19 lie below it with 0.377: there is no
+    # upper end among them, and 19 / 16 above the threshold stands in for it.
+    found = choose_threshold(SCORES, 0.05)
+    assert (found.low, found.high) == (16, pytest.approx(19 * 19 / 16))
+    rare = choose_threshold(SCORES, 0.95)  # the mirror image: no lower end
+    assert (rare.high, rare.low) == (4, pytest.approx(1 / 4))
+    assert (choose_threshold([2.5], 0.2).low, choose_threshold([2.5], 0.2).high) == (None, None)
+
+
+def test_a_given_threshold_has_no_interval():
+    estimated = set_thresholds([1.0, 2.0, 3.0, 4.0], [np.full((2, 2), score) for score in (1, 2, 3, 4)], 0.25)
+    assert [estimated.is_near(score) for score in (estimated.threshold_low / 2, 4.0)] == [False, True]
+    given = recalibrate(estimated, threshold=3.5)
+    assert (given.threshold_low, given.threshold_high, given.is_near(3.5)) == (None, None, None)
+    again = recalibrate(given, max_fpr=0.25)
+    assert (again.threshold_low, again.threshold_high) == (estimated.threshold_low, estimated.threshold_high)
+
+
 def test_a_higher_rate_never_raises_the_threshold():
     rng = np.random.default_rng(1)
     for n in (1, 2, 5, 23, 100):

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 from cfa_cli.config import FitConfig
-from cfa_cli.records import BackboneInfo, Bundle, Calibration, Geometry, Prediction, Provenance, Source
+from cfa_cli.evidence import Calibration
+from cfa_cli.records import BackboneInfo, Bundle, Geometry, Prediction, Provenance, Source
 
 CALIBRATION = Calibration(
     max_fpr=0.05,

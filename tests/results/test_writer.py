@@ -22,7 +22,8 @@ from tests.results.runs import make_bundle, make_failure, make_prediction
 
 ALL = frozenset(KINDS)
 GOLDEN = Path(__file__).parents[1] / "golden"
-COLUMNS = ["path", "score", "normalized", "threshold", "label", "milliseconds", "error", "misfit", "model"]
+COLUMNS = ["path", "score", "normalized", "threshold", "label", "milliseconds", "error"]
+COLUMNS += ["misfit", "model", "near_threshold"]
 
 
 def write(out, predictions, save=frozenset(), **options):
@@ -44,7 +45,11 @@ def files_below(out):
 def test_files_mirror_the_input_and_rows_keep_its_order(tmp_path):
     source = tmp_path / "parts"
     large = make_prediction(source / "line 1" / "a.jpg", 2.0, "line 1/a.jpg", size=(1500, 1500))
-    predictions = [large, make_failure(source / "b.png"), make_prediction(source / "c.png", 1.0)]
+    predictions = [
+        replace(large, near_threshold=False),
+        make_failure(source / "b.png"),
+        replace(make_prediction(source / "c.png", 1.0), near_threshold=True),
+    ]
     write(tmp_path / "maps", predictions, ALL, workers=2)
     assert files_below(tmp_path / "maps") == [
         *("heatmaps/c.png", "heatmaps/line 1/a.png", "maps/c.tiff", "maps/line 1/a.tiff", "masks/c.png"),
@@ -56,9 +61,9 @@ def test_files_mirror_the_input_and_rows_keep_its_order(tmp_path):
         rows = list(csv.reader(file))
     assert rows == [
         COLUMNS,
-        [str(source / "line 1" / "a.jpg"), "2", "0.571428571", "1.5", "anomalous", "12.346", "", "", ""],
-        [str(source / "b.png"), "", "", "1.5", "", "", "it is damaged.", "", ""],
-        [str(source / "c.png"), "1", "0.4", "1.5", "good", "12.346", "", "", ""],
+        [str(source / "line 1" / "a.jpg"), "2", "0.571428571", "1.5", "anomalous", "12.346", "", "", "", "no"],
+        [str(source / "b.png"), "", "", "1.5", "", "", "it is damaged.", "", "", ""],
+        [str(source / "c.png"), "1", "0.4", "1.5", "good", "12.346", "", "", "", "yes"],
     ]
 
 
@@ -521,6 +526,22 @@ def test_a_run_of_format_1_is_taken_up(tmp_path):
         assert not writer.is_done(Source(Path("/photos/photos/broken.png"), "broken.png"))
     with pytest.raises(InputError, match="another model"):
         write(tmp_path / "out", [], resume=True, bundle=load_bundle(GOLDEN / "format1-paper.safetensors"))
+
+
+@pytest.mark.parametrize("columns", [7, 9])
+def test_a_table_with_fewer_columns_is_taken_up(tmp_path, columns):
+    """Earlier versions wrote neither what follows the error nor, later, what follows the model."""
+    write(tmp_path, [make_prediction(Path("a.png"), 1.0)])
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    lines = [",".join(line.split(",")[:columns]) for line in lines]
+    (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
+    settings, *entries = (tmp_path / "run.jsonl").read_text().splitlines()
+    entry = json.loads(entries[0]) | {"end": (tmp_path / "scores.csv").stat().st_size}
+    (tmp_path / "run.jsonl").write_text(f"{settings}\n{json.dumps(entry)}\n")
+    later = replace(make_prediction(Path("b.png"), 2.0), near_threshold=True)
+    write(tmp_path, [later], resume=True)
+    assert [(row["path"], row["near_threshold"]) for row in read_csv(tmp_path)] == [("a.png", ""), ("b.png", "yes")]
+    assert [row.near_threshold for row in read_run(tmp_path)[1]] == [None, True]
 
 
 def test_few_images_are_held_at_once(tmp_path):

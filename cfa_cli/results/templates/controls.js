@@ -8,6 +8,7 @@ function visibleRows() {
   const shown = rows.filter((row) => {
     if (folder && row.folder !== folder) return false;
     if (text && !row.path.toLocaleLowerCase().includes(text)) return false;
+    if (verdict === "near") return isNear(row);
     if (verdict === "misfit") return row.misfit !== null;
     if (verdict === "missed" || verdict === "false alarm") return isWrong(row, verdict);
     return !verdict || verdictOf(row) === verdict;
@@ -24,12 +25,13 @@ function visibleRows() {
 
 function update() {
   const anomalous = counted(scored), unreadable = rows.length - scored.length;
+  const near = scored.filter(isNear).length;
   const flagged = data.holdout.filter((score) => score > state.threshold).length;
   byId("count-anomalous").textContent = anomalous;
   byId("count-good").textContent = scored.length - anomalous;
   byId("count-holdout").textContent = `${flagged} of ${data.holdout.length}`;
   byId("counts").textContent = `${rows.length} images: ${anomalous} anomalous, ${scored.length - anomalous} good` +
-    (unreadable ? `, ${unreadable} not readable` : "");
+    (near ? `, ${near} near the threshold` : "") + (unreadable ? `, ${unreadable} not readable` : "");
   byId("command").value = `${data.command} --threshold ${state.threshold} --force`;
   if (data.model) byId("calibrate").textContent = `cfa calibrate ${data.model[0]} --threshold ${state.threshold} --out ${data.model[1]}`;
   updateHistogram(anomalous);
@@ -81,6 +83,7 @@ byId("folder").hidden = folders.size < 2;
 for (const option of [...byId("verdict").options]) {
   if (option.className === "labelled" && !data.labelled) option.remove();
   if (option.value === "error" && scored.length === rows.length) option.remove();
+  if (option.value === "near" && !rows.some((row) => row.near)) option.remove();
   if (option.value === "misfit" && !rows.some((row) => row.misfit)) option.remove();
 }
 

@@ -40,6 +40,7 @@ function makeTile(place) {
   const row = state.shown[place];
   const badge = element("span", { className: "badge" });
   const score = element("span", { className: "number", textContent: row.score === null ? "" : short(row.score) });
+  const near = element("span", { className: "near", textContent: "near the threshold" });
   const frame = element("span", { className: "frame" });
   const picture = element("img", { alt: "", decoding: "async" });
   picture.onerror = () => frame.replaceChildren(element("span", { className: "problem", textContent: "no picture was saved" }));
@@ -48,11 +49,11 @@ function makeTile(place) {
   // The mark keeps the punctuation of a path in its place where the line is cut at its left end.
   const name = element("span", { className: "name", textContent: `\u200e${shortName(row)}`, title: row.path });
   const button = element("button", { className: "tile", type: "button", tabIndex: place === focused ? 0 : -1 },
-    frame, element("span", { className: "caption" }, badge, score, ...(row.misfit ? [flag(row)] : [])), name);
+    frame, element("span", { className: "caption" }, badge, score, near, ...(row.misfit ? [flag(row)] : [])), name);
   const holder = element("div", {}, button);
   holder.setAttribute("role", "listitem");
   button.dataset.place = place;
-  const tile = { holder, button, badge, row };
+  const tile = { holder, button, badge, near, row };
   label(tile, place);
   position(tile, place);
   gallery.append(holder);
@@ -67,9 +68,11 @@ function label(tile, place) {
   const verdict = verdictOf(tile.row);
   tile.badge.className = `badge ${verdict}`;
   tile.badge.textContent = verdictText[verdict];
+  tile.near.hidden = !isNear(tile.row);
   tile.holder.setAttribute("aria-setsize", state.shown.length);
   tile.holder.setAttribute("aria-posinset", place + 1);
-  const value = tile.row.score === null ? tile.row.error : `score ${short(tile.row.score)}`;
+  const near = isNear(tile.row) ? ", near the threshold" : "";
+  const value = tile.row.score === null ? tile.row.error : `score ${short(tile.row.score)}${near}`;
   tile.button.setAttribute("aria-label", `${shortName(tile.row)}, ${verdictText[verdict].replace(/^\W+/, "")}, ${value}`);
 }
 

@@ -2,8 +2,8 @@
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 
-const rows = data.rows.map(([path, name, score, milliseconds, error, url, width, height, defect, regions, misfit, model], index) => ({
-  path, name, score, milliseconds, error, url, width, height, defect, regions, misfit, model, index,
+const rows = data.rows.map(([path, name, score, milliseconds, error, url, width, height, defect, regions, misfit, model, near], index) => ({
+  path, name, score, milliseconds, error, url, width, height, defect, regions, misfit, model, near, index,
   folder: path.includes("/") || path.includes("\\") ? path.replace(/[\\/][^\\/]*$/, "") : "",
 }));
 const scored = rows.filter((row) => row.score !== null);
@@ -20,6 +20,8 @@ const range = (() => {
 const short = (value) => Number(value.toPrecision(4)).toString();
 const fraction = (value) => (value - range.low) / (range.high - range.low);
 const verdictOf = (row) => (row.score === null ? "error" : row.score > state.threshold ? "anomalous" : "good");
+// How sure the threshold is, is known of the model's own alone.
+const isNear = (row) => row.near === true && state.threshold === data.threshold;
 const verdictText = { anomalous: "▲ anomalous", good: "✓ good", error: "not readable" };
 // Only what is unsafe in an address is escaped, part by part, so that a name with # or ? leads to its file.
 const fileUrl = (folder, name, suffix) => `${folder}/${name.split("/").map(encodeURIComponent).join("/")}${suffix}`;

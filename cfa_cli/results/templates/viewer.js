@@ -27,7 +27,7 @@ function showPicture() {
     ? `${opened + 1} of ${state.shown.length} · not readable`
     : `${opened + 1} of ${state.shown.length} · ${verdictText[verdict]} · score ${short(row.score)}, ` +
       `threshold ${short(state.threshold)} · ${row.width} × ${row.height} px · ${Math.round(row.milliseconds ?? 0)} ms` +
-      (row.model ? ` · model ${row.model}` : "") + (row.misfit ? ` · this image is ${row.misfit}` : "");
+      (row.model ? ` · model ${row.model}` : "") + (isNear(row) ? " · near the threshold" : "") + (row.misfit ? ` · this image is ${row.misfit}` : "");
   for (const button of viewer.querySelectorAll("[data-view]")) {
     const checked = button.dataset.view === view;
     button.setAttribute("aria-checked", checked);
