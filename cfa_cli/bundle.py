@@ -287,6 +287,8 @@ def _check_values(path: Path, bundle: Bundle) -> None:
         raise _damaged(path, "its threshold is not positive")
     if not calibration.display_low < calibration.display_high or not calibration.holdout_scores:
         raise _damaged(path, "its calibration is incomplete")
+    if calibration.min_area < 1:
+        raise _damaged(path, "its smallest region has no area")
     low, high = calibration.threshold_low, calibration.threshold_high
     if (low is None) != (high is None) or (low is not None and high is not None and not 0 < low <= high):
         raise _damaged(path, "its threshold's interval is none")

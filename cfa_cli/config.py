@@ -91,6 +91,12 @@ class FitConfig:
     sigma: Annotated[float, Range(0, MAX_SIDE), "Of the score map's Gaussian, px of the network's input."] = 4.0
     holdout: Annotated[float, SHARE, "Share of the good images kept from training, for calibration."] = 0.2
     max_fpr: Annotated[float, SHARE, "Share of good images that the threshold may flag."] = 0.05
+    min_area: Annotated[
+        int,
+        Range(1),
+        "Px of the images that a region must have over the threshold, in one piece: smaller ones are specks, which are "
+        "not marked and do not make an image anomalous.",
+    ] = 1
     seed: Annotated[int, Range(0, 2**32 - 1), "Of the hold-out, the initial descriptor and the order of images."] = 0
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps."] = "auto"
     precision: Annotated[
@@ -109,6 +115,11 @@ class FitConfig:
                 raise UsageError("crop needs a fixed size.", paper)
             if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
                 raise UsageError("crop is larger than size.", paper)
+
+
+def check_field(name: str, value: object) -> None:
+    """Raise UsageError unless FitConfig's field of that name takes the value."""
+    checked(name, typing.get_type_hints(FitConfig, include_extras=True)[name], value)
 
 
 def check_device_name(name: str) -> None:

@@ -22,10 +22,11 @@ class Calibration:
     fpr_low: float  # 90 % interval of the false-positive rate that this threshold really has
     fpr_high: float
     holdout_scores: tuple[float, ...]  # image scores, ascending
-    holdout_peaks: tuple[float, ...]  # each map's maximum, ascending
+    holdout_peaks: tuple[float, ...]  # each map's maximum, in the order of holdout_scores
     extent_threshold: float | None = None  # map value down to which a marked region reaches; None: pixel_threshold
     threshold_low: float | None = None  # 90 % interval of the score that `max_fpr` of good images really lie over;
     threshold_high: float | None = None  # None: not estimated, by an earlier version or as the threshold was given
+    min_area: int = 1  # px of the source over the pixel threshold, connected: what is smaller is no region
 
     def is_near(self, score: float) -> bool | None:
         """Tell whether a score lies in the threshold's interval, where either verdict may be wrong; None: unknown."""

@@ -215,6 +215,7 @@ class ImageResult:
     misfit: str | None = None  # in what the image is not like the training images
     model: str | None = None  # which of several models scored it
     near_threshold: bool | None = None  # the score lies in the threshold's interval; None: there is none
+    regions: tuple[Region, ...] = ()  # by falling peak
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,7 @@ class Prediction:
             misfit=self.misfit,
             model=self.model,
             near_threshold=self.near_threshold,
+            regions=self.regions,
         )
 
 

@@ -43,7 +43,7 @@ def test_an_export_of_format_1_scores_as_its_bundle_did() -> None:
     assert bundle.config == load_bundle(GOLDEN / "format1-default.safetensors").config
     assert bundle.calibration.pixel_threshold == expected["pixel_threshold"]
     paths = [PARTS / name for name in expected["scores"]]
-    predictions = list(score_sources(scorer, [Source(path, path.name) for path in paths], bundle.calibration.threshold))
+    predictions = list(score_sources(scorer, [Source(path, path.name) for path in paths], bundle.calibration))
     for prediction, (image, score) in zip(predictions, expected["scores"].items(), strict=True):
         assert prediction.score == pytest.approx(score, rel=TOLERANCE)
         assert prediction.label == expected["labels"][image]

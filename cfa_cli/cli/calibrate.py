@@ -46,6 +46,7 @@ def calibrate(
             rich_help_panel="Threshold",
         ),
     ] = None,
+    min_area: Annotated[int | None, options.field_option("min_area", "the model's; others need --replace")] = None,
     catch_all: Annotated[
         bool,
         typer.Option(
@@ -53,6 +54,7 @@ def calibrate(
         ),
     ] = False,
     max_pixels: options.MaxPixels = MAX_PIXELS,
+    ignore: options.Ignore = None,
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -68,6 +70,7 @@ def calibrate(
     with render.Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
         from cfa_cli.bundle import check_free, save_bundle
+        from cfa_cli.data.ignore import check_ignore
         from cfa_cli.engine.calibrate import calibrate as run_calibrate
         from cfa_cli.engine.calibrate import check_choice, check_is_bundle
         from cfa_cli.engine.labelled import find_labelled
@@ -76,6 +79,7 @@ def calibrate(
         check_is_bundle(model)
         check_choice(good, defects, max_fpr, threshold, catch_all, replace)
         check_max_pixels(max_pixels)
+        check_ignore(ignore)
         find_labelled(good or (), defects or ())
         check_free(out, force)
         result = run_calibrate(
@@ -86,6 +90,8 @@ def calibrate(
             threshold=threshold,
             catch_all=catch_all,
             replace_holdout=replace,
+            min_area=min_area,
+            ignore=ignore,
             device=device,
             max_pixels=max_pixels,
             progress=terminal.progress,

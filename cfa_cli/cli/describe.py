@@ -41,6 +41,7 @@ def threshold_facts(bundle: Bundle) -> list[tuple[str, str]]:
         *([("Held-out images", separated.sentence)] if separated else []),
         *([("Calibrated", changed.describe(calibration))] if changed else []),
         ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
+        *([("Smallest region", f"{calibration.min_area} px of the image")] if calibration.min_area > 1 else []),
     ]
 
 

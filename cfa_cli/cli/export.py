@@ -98,6 +98,8 @@ def export(
             force=force,
             progress=terminal.progress,
         )
+    if result.note:
+        terminal.warn(result.note)
     if json:
         from dataclasses import asdict
 

@@ -24,7 +24,7 @@ PANELS = {  # of the options that are made from FitConfig's fields, in their ord
     "Backbone": ("backbone", "layers", "weights"),
     "Memory bank and descriptor": ("bank", "gamma_c", "gamma_d"),
     "Training": ("epochs", "batch_size", "lr", "seed"),
-    "Threshold": ("holdout", "max_fpr"),
+    "Threshold": ("holdout", "max_fpr", "min_area"),
     "Computing": ("device", "precision"),
 }
 _METAVARS = {"size": "SIZE", "crop": "SIZE", "gamma_c": "NUMBER", "layers": "NAMES", "weights": "NAME|FILE"}

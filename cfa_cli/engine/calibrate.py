@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cfa_cli import __version__
 from cfa_cli.bundle import check_there, load_bundle
-from cfa_cli.config import check_max_pixels, check_threshold
-from cfa_cli.engine.labelled import PathLike, ScoredImages, find_labelled, score_labelled
+from cfa_cli.config import check_field, check_max_pixels, check_threshold
+from cfa_cli.data.ignore import check_ignore
+from cfa_cli.engine.labelled import LabelledImages, PathLike, ScoredImages, find_labelled, score_labelled
 from cfa_cli.errors import BundleError, InputError, UsageError
 from cfa_cli.evidence import Calibration, HoldoutImages, Recalibration, ThresholdChoice, ThresholdRow
 from cfa_cli.records import EXPORT_SUFFIXES, MAX_PIXELS, Bundle, CalibrateResult, ProgressCallback
+
+if TYPE_CHECKING:
+    from cfa_cli.engine.ignore import Ignore
 
 # What loads torch or scipy is imported where it is used: arguments are checked first.
 
@@ -30,6 +35,8 @@ def calibrate(
     threshold: float | None = None,
     catch_all: bool = False,
     replace_holdout: bool = False,
+    min_area: int | None = None,
+    ignore: PathLike | None = None,
     device: str = "auto",
     max_pixels: float = MAX_PIXELS,
     progress: ProgressCallback = lambda step: None,
@@ -51,6 +58,10 @@ def calibrate(
     threshold: the image score above which an image is anomalous, > 0.
     catch_all: take the largest threshold that all `defects` lie over. Of these three one can be given.
     replace_holdout: put `good` in the place of the hold-out.
+    min_area: px of the images that a region must have in one piece, by default the model's. Another one needs
+        `replace_holdout`: the scores of the hold-out were made with the model's.
+    ignore: what to ignore in place of what the model does: a mask, polygons as JSON, a folder of these by the images'
+        names, or "none". The model does not keep it.
     device: "auto", "cpu", "cuda", "cuda:N" or "mps".
     max_pixels: megapixels, > 0; an image file of more is left out.
     progress: is called after each image.
@@ -61,20 +72,23 @@ def calibrate(
     started = time.perf_counter()
     choice = check_choice(good, defects, max_fpr, threshold, catch_all, replace_holdout)
     check_max_pixels(max_pixels)
+    check_ignore(ignore)
     images = find_labelled(good, defects)
     bundle = model if isinstance(model, Bundle) else _load(Path(model))
+    given = _with_min_area(bundle, min_area, replace_holdout)
 
     from cfa_cli.engine.model import open_model
     from cfa_cli.engine.provenance import list_sha256, today
 
-    opened = open_model(bundle, device=device)
+    opened = open_model(given, device=device)
+    ignored = None if ignore is None else opened.open_ignore(ignore)
     digest = list_sha256(images.folder, [source.path for source in images.good])
     _check_unseen(bundle, digest, replace_holdout)
-    scored = score_labelled(opened, images, max_pixels, progress)
+    scored = score_labelled(opened, images, max_pixels, progress, ignored)
     aim = _aim(bundle) if max_fpr is None else max_fpr
     if catch_all:
         threshold = BELOW * min(score for scores in scored.defects.values() for score in scores)
-    calibration = _recalibrate(bundle.calibration, scored, aim, threshold, replace_holdout)
+    calibration = _recalibrate(given.calibration, scored, aim, threshold, replace_holdout)
     evidence = Recalibration(
         date=today(),
         cfa=__version__,
@@ -85,7 +99,10 @@ def calibrate(
         replaced=replace_holdout,
         defects={kind: len(scores) for kind, scores in scored.defects.items()},
         table=tabulate(
-            calibration.holdout_scores, scored.defects, [bundle.calibration.threshold, calibration.threshold]
+            calibration.holdout_scores,
+            scored.defects,
+            # A threshold for regions of another area says nothing here.
+            {calibration.threshold, *([bundle.calibration.threshold] if given is bundle else [])},
         ),
     )
     holdout = _describe_holdout(bundle, scored, replace_holdout)
@@ -94,7 +111,12 @@ def calibrate(
         evidence=evidence,
         skipped=tuple(scored.skipped),
         seconds=time.perf_counter() - started,
-        warnings=(*opened.warnings, *images.warnings, *_warnings(bundle, scored, calibration, evidence, aim)),
+        warnings=(
+            *opened.warnings,
+            *images.warnings,
+            *([] if ignored is None else _ignore_warnings(ignored, images)),
+            *_warnings(bundle, scored, calibration, evidence, aim),
+        ),
         left_out=images.left_out,
     )
 
@@ -133,7 +155,7 @@ def check_is_bundle(path: Path) -> None:
 
 
 def tabulate(
-    good: Sequence[float], defects: Mapping[str, Sequence[float]], thresholds: Sequence[float]
+    good: Sequence[float], defects: Mapping[str, Sequence[float]], thresholds: Iterable[float]
 ) -> tuple[ThresholdRow, ...]:
     """Tell what thresholds do: those given, those of `RATES`, and where there are defects the one below them all.
 
@@ -153,6 +175,21 @@ def tabulate(
     return tuple(rows)
 
 
+def _with_min_area(bundle: Bundle, min_area: int | None, replace_holdout: bool) -> Bundle:
+    """Return the bundle with another `min_area`. Raises UsageError where its hold-out would not go with it."""
+    calibration = bundle.calibration
+    if min_area is None or min_area == calibration.min_area:
+        return bundle
+    check_field("min_area", min_area)
+    if not replace_holdout:
+        raise UsageError(
+            f"--min-area {min_area} needs new good images in place of the hold-out, whose scores were made with "
+            f"{calibration.min_area}.",
+            "Give good images and --replace, or fit the model with another --min-area.",
+        )
+    return replace(bundle, calibration=replace(calibration, min_area=min_area))
+
+
 def _recalibrate(
     calibration: Calibration, scored: ScoredImages, max_fpr: float, threshold: float | None, replace_holdout: bool
 ) -> Calibration:
@@ -160,7 +197,7 @@ def _recalibrate(
     from cfa_cli.engine.thresholds import add_images, center_scale, recalibrate, set_thresholds
 
     if replace_holdout:
-        found = set_thresholds(scored.scores, scored.maps, max_fpr)
+        found = set_thresholds(scored.scores, scored.maps, max_fpr, calibration.min_area)
     elif scored.scores:
         found = add_images(calibration, scored.scores, scored.maps, max_fpr)
     else:
@@ -219,6 +256,15 @@ def _warnings(
             f"The given images differ from the hold-out that they are added to: {', '.join(found)}. If images will "
             "stay like these, let them take its place: --replace."
         )
+
+
+def _ignore_warnings(ignored: Ignore, images: LabelledImages) -> list[str]:
+    from cfa_cli.engine.ignore import ignore_warnings
+
+    if ignored.masks is None:
+        return ["These thresholds are for whole images: give `cfa predict --ignore none` as well."]
+    sources = [*images.good, *(source for kind in images.defects.values() for source in kind)]
+    return ignore_warnings(ignored.masks, [source.path for source in sources], kept=False)
 
 
 def _load(path: Path) -> Bundle:

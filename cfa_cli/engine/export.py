@@ -34,6 +34,7 @@ from cfa_cli.engine.runtimes import (
     prepare,
 )
 from cfa_cli.engine.scorer import NetworkScorer, build_network
+from cfa_cli.engine.thresholds import without_min_area
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
 from cfa_cli.errors import CfaError, ExportError
 from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
@@ -56,6 +57,7 @@ class ExportResult:
     options: ExportOptions
     int8: bool
     verification: Verification
+    note: str | None = None  # in what it does not do what the bundle does
 
 
 def export(
@@ -80,7 +82,7 @@ def export(
     check_options(options, out, int8=quantize is not None)
     for file in [out, out.with_suffix(".bin")] if options.format == "openvino" else [out]:
         check_free(file, force)
-    bundle = load_bundle(model)
+    bundle, note = without_min_area(load_bundle(model))
     folder = images or quantize
     pictures = read_images(folder, bundle.training) if folder else render_images(bundle.geometry)
     progress(Progress("exporting", 0, 1, unit="models"))
@@ -89,6 +91,7 @@ def export(
         **asdict(options),
         "int8": quantize is not None,
         "bundle_sha256": sha256_of(Path(model)),
+        "note": note,
     }
     network = build_network(bundle)
     reference = NetworkScorer(copy.deepcopy(network), bundle.geometry, "cpu", "float32")
@@ -121,7 +124,7 @@ def export(
             for file, temporary in zip(made, temporaries, strict=True):
                 shutil.copyfile(file, temporary)
     size = sum(file.stat().st_size for file in files)
-    return ExportResult(files, size, options, quantize is not None, found)
+    return ExportResult(files, size, options, quantize is not None, found, note)
 
 
 def _convert(network: Network, bundle: Bundle, options: ExportOptions, quantize: Path | None) -> Write:

@@ -36,6 +36,7 @@ from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.scoremap import ScoreMap, kept_positions
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import MAX_PIXELS, Bundle, FitResult, Geometry, Progress, ProgressCallback, Source
+from cfa_cli.results.regions import image_score
 
 MAP_PIXELS = 512 * 512  # of each held-out map that thresholds are chosen from: a larger map is smooth between them
 
@@ -66,6 +67,7 @@ def fit(
     left_out = LeftOut()
     folder, paths = _find(good, left_out)
     masks = None if ignore is None else find_ignore_masks(ignore, paths)
+    _check_min_area(config.min_area, paths, max_pixels)
     device = choose_device(config.device)
     dtype = backbone_dtype(config.precision, device)
     backbone, backbone_info = load_backbone(config, notify)
@@ -93,7 +95,8 @@ def fit(
 
     keeps = [None if ignored is None else ignored.keep(usable[index].path) for index in holdout]
     score_map = ScoreMap(grid, geometry.input_size, config.sigma)
-    baseline, scores, calibration = _calibrate(positions, kept, keeps, score_map, learned, config)
+    sizes = [(statistics[index].height, statistics[index].width) for index in holdout]
+    baseline, scores, calibration = _calibrate(positions, kept, keeps, sizes, score_map, learned, config, geometry)
     tensors |= learned.tensors() | {"baseline": baseline}
     if ignored is not None and ignored.common is not None:
         tensors["keep"] = ignored.common.numpy()
@@ -122,7 +125,7 @@ def fit(
         warnings=(
             *fit_warnings(bundle),
             *([mixed] if mixed else []),
-            *([] if masks is None else ignore_warnings(masks, paths)),
+            *([] if masks is None else ignore_warnings(masks, paths, kept=masks.files is None)),
         ),
         left_out=left_out,
     )
@@ -196,6 +199,16 @@ def _ignore(
     return None if bool(ignore.common.all()) else ignore
 
 
+def _check_min_area(min_area: int, paths: Sequence[Path], max_pixels: float) -> None:
+    """Raise UsageError if a region must be as large as the images are, or larger."""
+    sizes = sample_sizes(paths, max_pixels) if min_area > 1 else []
+    if sizes and min_area >= (pixels := min(height * width for height, width in sizes)):
+        raise UsageError(
+            f"min_area {min_area} px is not less than the images have: {pixels} px.",
+            "Give the area of the smallest defect that counts, for example --min-area 50.",
+        )
+
+
 def _check_usable(usable: Sequence[Source], skipped: Sequence[tuple[str, str]]) -> None:
     """Raise InputError if fewer than 2 images could be read."""
     if len(usable) < 2:
@@ -252,25 +265,26 @@ def _calibrate(
     positions: Tensor,
     kept: Tensor | None,
     keeps: Sequence[Tensor | None],
+    sizes: Sequence[tuple[int, int]],
     score_map: ScoreMap,
     learned: _Learned,
     config: FitConfig,
+    geometry: Geometry,
 ) -> tuple[np.ndarray, list[float], Calibration]:
     """Return the baseline (h, w), the images' scores and the thresholds, from held-out position scores (n, h, w).
 
-    `kept` (n, h, w) bool are the positions that are not ignored, `keeps` the same of each image's pixels, (H, W).
+    `kept` (n, h, w) bool are the positions that are not ignored, `keeps` the same of each image's pixels, (H, W), and
+    `sizes` its (height, width) px.
     Raises UsageError if the training diverged.
     """
     baseline, *baselines_without = leave_one_out_baselines(positions, config.normalize_positions, kept)
-    maps = []
-    for own, others, keep in zip(positions, baselines_without, keeps, strict=True):
-        if keep is None:
-            maps.append(_thin(score_map(own / others).numpy()))
-        else:
-            maps.append(_thin(score_map((own / others)[None], keep[None])[0][keep > 0].numpy()))
-    scores = [float(each.max()) for each in maps]
+    maps, scores = [], []
+    for own, others, keep, size in zip(positions, baselines_without, keeps, sizes, strict=True):
+        whole = score_map(own / others) if keep is None else score_map((own / others)[None], keep[None])[0]
+        scores.append(image_score(whole.numpy(), geometry, size, config.min_area))
+        maps.append(_thin((whole if keep is None else whole[keep > 0]).numpy()))
     if not all(map(math.isfinite, (*learned.losses, *scores))) or not bool(learned.descriptor.weight.isfinite().all()):
         raise UsageError(
             f"The training diverged with --lr {config.lr:g}.", "Choose a smaller --lr; the paper's is 0.001."
         )
-    return baseline.numpy(), scores, set_thresholds(scores, maps, config.max_fpr)
+    return baseline.numpy(), scores, set_thresholds(scores, maps, config.max_fpr, config.min_area)

@@ -79,11 +79,13 @@ def make_ignore(
     return Ignore(masks, geometry, grid, common)
 
 
-def ignore_warnings(masks: IgnoreMasks, images: Sequence[Path]) -> list[str]:
-    """Return what to know of a model that was fitted on `images` with these masks, a sentence or two each."""
-    if masks.files is None:
-        return []
-    warnings = [f"What {masks.path} ignores is not kept in the model: give it to `cfa predict --ignore` as well."]
+def ignore_warnings(masks: IgnoreMasks, images: Sequence[Path], *, kept: bool) -> list[str]:
+    """Return what to know of a model that was made from `images` with these masks, a sentence or two each.
+
+    kept: the model keeps what they ignore.
+    """
+    forgotten = f"What {masks.path} ignores is not kept in the model: give it to `cfa predict --ignore` as well."
+    warnings = [] if kept else [forgotten]
     if without := sum(masks.find(image) is None for image in images):
         warnings.append(f"{without} of {len(images)} images have no mask in {masks.path}: nothing of them is ignored.")
     return warnings

@@ -16,6 +16,7 @@ from cfa_cli.notes import LeftOut
 from cfa_cli.records import ImageStatistics, Prediction, Progress, ProgressCallback, Source
 
 if TYPE_CHECKING:  # what loads torch is imported once the images are found
+    from cfa_cli.engine.ignore import Ignore
     from cfa_cli.engine.model import Model
 
 PathLike = str | Path
@@ -78,16 +79,21 @@ def find_labelled(good: PathLike | Sequence[PathLike], defects: PathLike | Seque
     return LabelledImages(sources, dict(sorted(kinds.items())), folder, left_out, tuple(warnings))
 
 
-def score_labelled(model: Model, images: LabelledImages, max_pixels: float, progress: ProgressCallback) -> ScoredImages:
-    """Score them. Raises InputError if none of the good ones, or none of the defects, can be read."""
+def score_labelled(
+    model: Model, images: LabelledImages, max_pixels: float, progress: ProgressCallback, ignore: Ignore | None = None
+) -> ScoredImages:
+    """Score them; `ignore` takes the place of what the model ignores.
+
+    Raises InputError if none of the good ones, or none of the defects, can be read.
+    """
     from cfa_cli.engine.scorer import score_sources
 
     found, done = ScoredImages(), 0
 
     def score(sources: Sequence[Source]) -> Iterator[Prediction]:
         nonlocal done
-        threshold = model.bundle.calibration.threshold
-        for prediction in score_sources(model.scorer, sources, threshold, max_pixels=max_pixels):
+        calibration = model.bundle.calibration
+        for prediction in score_sources(model.scorer, sources, calibration, max_pixels=max_pixels, ignore=ignore):
             done += 1
             progress(Progress("scoring", done, images.count))
             if prediction.score is None:
@@ -95,12 +101,13 @@ def score_labelled(model: Model, images: LabelledImages, max_pixels: float, prog
             else:
                 yield prediction
 
-    keep = model.bundle.tensors.get("keep")  # (H, W), 0 on what the model ignores: its pixels say nothing
     every = max(1, -(-len(images.good) * math.prod(model.bundle.geometry.input_size) // PIXELS))
     for prediction in score(images.good):
         assert prediction.score is not None
         assert prediction.score_map is not None
         assert prediction.statistics is not None
+        # (H, W), 0 on what is ignored: its pixels say nothing
+        keep = model.bundle.tensors.get("keep") if prediction.keep is None else prediction.keep
         pixels = prediction.score_map.ravel() if keep is None else prediction.score_map[keep > 0]
         found.scores.append(prediction.score)
         found.maps.append(pixels if every == 1 else np.append(pixels[::every], pixels.max()))

@@ -51,13 +51,14 @@ def measure(
     What is ignored is not looked at, and in no pixel metric.
     Raises InputError for test images or masks that cannot be read or do not fit together.
     """
-    geometry, threshold = model.bundle.geometry, model.bundle.calibration.threshold
+    geometry, calibration = model.bundle.geometry, model.bundle.calibration
+    threshold = calibration.threshold
     pixels, regions = PixelMetrics(), RegionCurves()
     scores: list[float] = []
     times: list[float] = []
     sources = [Source(image.path, image.path.name) for image in category.test]
     opened = None if ignore is None else model.open_ignore(ignore.path)
-    predictions = score_sources(model.scorer, sources, threshold, keep_images=True, ignore=opened)
+    predictions = score_sources(model.scorer, sources, calibration, keep_images=True, ignore=opened)
     for number, (image, prediction) in enumerate(zip(category.test, predictions, strict=True), start=1):
         if prediction.score is None or prediction.score_map is None or prediction.image is None:
             raise InputError(f"A test image cannot be read: {prediction.error}", "Copy the data set again.")

@@ -60,10 +60,10 @@ class Model:
         max_pixels: float,
         ignore: Ignore | None = None,
     ) -> Iterator[list[Prediction]]:
-        """Do what `scorer.score_batches` does, with this model's threshold."""
-        threshold = self.bundle.calibration.threshold
+        """Do what `scorer.score_batches` does, with this model's thresholds."""
+        calibration = self.bundle.calibration
         return score_batches(
-            self.scorer, sources, threshold, keep_images=keep_images, max_pixels=max_pixels, ignore=ignore
+            self.scorer, sources, calibration, keep_images=keep_images, max_pixels=max_pixels, ignore=ignore
         )
 
     def warm_up(self) -> None:

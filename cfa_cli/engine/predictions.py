@@ -254,6 +254,7 @@ def _result(row: Row) -> ImageResult:
         misfit=misfit_text(row.misfits),
         model=row.model,
         near_threshold=row.near_threshold,
+        regions=row.regions,
     )
 
 

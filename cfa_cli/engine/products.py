@@ -17,7 +17,7 @@ from cfa_cli.data.statistics import measure
 from cfa_cli.engine.ignore import Ignore
 from cfa_cli.engine.model import Model, open_model
 from cfa_cli.engine.predict_options import PredictOptions
-from cfa_cli.engine.scorer import BATCH_SIZE, MAX_BYTES_TOGETHER, score_batches, score_sources
+from cfa_cli.engine.scorer import BATCH_SIZE, MAX_BYTES_TOGETHER, score_sources
 from cfa_cli.engine.thresholds import recalibrate
 from cfa_cli.errors import BundleError, ImageError, UsageError, is_out_of_memory
 from cfa_cli.records import BUNDLE_SUFFIX, Bundle, Prediction, Source
@@ -121,9 +121,8 @@ class ModelFolder:
                 yield from ([] if source is None else [self._without_model(source)] for source in group)
                 continue
             model = self._model(name)
-            threshold = model.bundle.calibration.threshold
-            for batch in score_batches(model.scorer, group, threshold, keep_images=keep_images, max_pixels=max_pixels):
-                yield [replace(prediction, model=name) for prediction in batch]
+            for batch in model.score_batches(group, keep_images=keep_images, max_pixels=max_pixels):
+                yield [_of_model(prediction, name, model) for prediction in batch]
 
     def _without_model(self, source: Source) -> Prediction:
         known = ", ".join(list(self.bundles)[:5]) + (", ..." if len(self.bundles) > 5 else "")
@@ -177,7 +176,7 @@ class ModelFolder:
             found = score_sources(
                 model.scorer,
                 (images[index][0] for index in mine),
-                model.bundle.calibration.threshold,
+                model.bundle.calibration,
                 keep_images=keep_images,
                 max_pixels=max_pixels,
             )
@@ -185,8 +184,13 @@ class ModelFolder:
                 before = best[index]
                 if before is None or _relative(prediction) < _relative(before):
                     scored = prediction.score is not None
-                    best[index] = replace(prediction, model=name if scored else None)
+                    best[index] = _of_model(prediction, name, model) if scored else prediction
         return [prediction for prediction in best if prediction is not None]
+
+
+def _of_model(prediction: Prediction, name: str, model: Model) -> Prediction:
+    """Say which model scored an image, and what it ignores: runs know several models without their tensors."""
+    return replace(prediction, model=name, keep=model.bundle.tensors.get("keep"))
 
 
 def _relative(prediction: Prediction) -> float:

@@ -39,9 +39,9 @@ Inference = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 class ExportedScorer:
     """A model that `cfa export` wrote, scoring as the line's computer does. `run` maps a batch to scores and maps."""
 
-    warnings: tuple[str, ...] = ()
-
     def __init__(self, run: Inference, bundle: Bundle, export: dict[str, Any]) -> None:
+        note = export.get("note")  # earlier versions wrote none
+        self.warnings: tuple[str, ...] = (str(note),) if note else ()
         self.geometry, self.training = bundle.geometry, bundle.training
         self.takes_any_size, self.takes_any_batch = bool(export["resize"]), bool(export["dynamic_batch"])
         self._run = run

@@ -23,9 +23,9 @@ def write_samples(
     for sample, place in choose_samples(evaluation.images).items():
         chosen = category.test[place]
         source = Source(chosen.path, chosen.path.name)
-        (prediction,) = score_sources(model.scorer, [source], evaluation.threshold, keep_images=True, ignore=opened)
+        (prediction,) = score_sources(model.scorer, [source], model.bundle.calibration, keep_images=True, ignore=opened)
         if prediction.image is None or prediction.score_map is None:
             continue  # it has vanished since it was measured
         mask = None if chosen.mask is None else read_mask(chosen.mask)
-        picture = draw_sample(prediction.image, mask, prediction.score_map, model.bundle)
+        picture = draw_sample(prediction, mask, model.bundle)
         write_picture(sample_path(out, evaluation.method, evaluation.seed, category.name, sample), picture)

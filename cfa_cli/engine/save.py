@@ -75,9 +75,9 @@ def _score(
     progress: ProgressCallback,
 ) -> Iterator[Prediction]:
     sources = find_sources([str(good)])
-    scorer, threshold = load_scorer(result.bundle, device), result.bundle.calibration.threshold
+    scorer, calibration = load_scorer(result.bundle, device), result.bundle.calibration
     ignored = None if ignore is None else open_ignore(ignore, result.bundle)
-    predictions = score_sources(scorer, sources, threshold, keep_images=True, max_pixels=max_pixels, ignore=ignored)
+    predictions = score_sources(scorer, sources, calibration, keep_images=True, max_pixels=max_pixels, ignore=ignored)
     for number, prediction in enumerate(predictions, start=1):
         progress(Progress("scoring", number, len(sources)))
         yield prediction

@@ -22,6 +22,7 @@ from cfa_cli.engine.reading import Decoded, does_not_fit, read_as_they_come
 from cfa_cli.engine.thresholds import normalize
 from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
 from cfa_cli.errors import BundleError, CfaError, DeviceError, is_out_of_memory
+from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
@@ -29,6 +30,7 @@ from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16
 from cfa_cli.model.network import Network
 from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, Bundle, Geometry, Label, Prediction, Source, TrainingImages
+from cfa_cli.results.regions import image_score
 from cfa_cli.text import printable
 
 BATCH_SIZE = 8
@@ -186,7 +188,7 @@ def _is_native(precision: Precision, device: torch.device) -> bool:
 def score_sources(
     scorer: Scorer,
     sources: Iterable[Source],
-    threshold: float,
+    calibration: Calibration,
     *,
     keep_images: bool = False,
     batch_size: int = BATCH_SIZE,
@@ -195,20 +197,19 @@ def score_sources(
 ) -> Iterator[Prediction]:
     """Score sources as a stream, in order; memory does not grow with their number.
 
-    Each Prediction has its `score_map`, and its `image` where images are kept. An unreadable image has its `error` and
-    no score; one of more than `max_pixels` megapixels is not decoded. `ignore` takes the place of what the model itself
-    ignores.
+    `calibration` has the threshold, and how small a region counts. Each Prediction has its `score_map`, and its `image`
+    where images are kept. An unreadable image has its `error` and no score; one of more than `max_pixels` megapixels is
+    not decoded. `ignore` takes the place of what the model itself ignores.
     """
-    for batch in score_batches(
-        scorer, sources, threshold, keep_images=keep_images, batch_size=batch_size, max_pixels=max_pixels, ignore=ignore
-    ):
+    options = {"keep_images": keep_images, "batch_size": batch_size, "max_pixels": max_pixels, "ignore": ignore}
+    for batch in score_batches(scorer, sources, calibration, **options):  # type: ignore[arg-type]
         yield from batch
 
 
 def score_batches(
     scorer: Scorer,
     sources: Iterable[Source | None],
-    threshold: float,
+    calibration: Calibration,
     *,
     keep_images: bool,
     batch_size: int = BATCH_SIZE,
@@ -234,7 +235,7 @@ def score_batches(
         # While the caller handles one batch, the next is scored.
         waiting: Future[list[Prediction]] | None = None
         for batch in _batches(stream, batch_size):
-            scored, waiting = waiting, thread.submit(_score_batch, scorer, batch, threshold) if batch else None
+            scored, waiting = waiting, thread.submit(_score_batch, scorer, batch, calibration) if batch else None
             if scored:
                 yield scored.result()
             scored = None  # what was handed out is the caller's
@@ -282,8 +283,8 @@ def _score_inputs(
     return results
 
 
-def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list[Prediction]:
-    start = time.perf_counter()
+def _score_batch(scorer: Scorer, batch: list[Decoded], calibration: Calibration) -> list[Prediction]:
+    start, threshold = time.perf_counter(), calibration.threshold
     inputs = [(decoded.input, decoded.keep) for decoded in batch if decoded.input is not None]
     results = iter(_score_inputs(scorer, inputs))
     share = (time.perf_counter() - start) / max(1, len(inputs))
@@ -298,6 +299,9 @@ def _score_batch(scorer: Scorer, batch: list[Decoded], threshold: float) -> list
         if not (math.isfinite(score) and np.isfinite(score_map).all()):  # NaN is over no threshold, and would be "good"
             predictions.append(Prediction(decoded.source, None, None, threshold, None, None, error=_NOT_FINITE))
             continue
+        if calibration.min_area > 1 and decoded.statistics is not None:
+            size = decoded.statistics.height, decoded.statistics.width
+            score = image_score(score_map, scorer.geometry, size, calibration.min_area)
         label: Label = "anomalous" if score > threshold else "good"
         predictions.append(
             Prediction(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy.special import bdtr, betaincinv  # scipy.stats would take half a second to import
 
 from cfa_cli.config import check_threshold
-from cfa_cli.evidence import Calibration
+from cfa_cli.evidence import Calibration, HoldoutImages
 from cfa_cli.intervals import clopper_pearson, threshold_rank
+from cfa_cli.records import Bundle
 
 INTERVAL = 0.9  # of the false-positive rate that a threshold really has, and of where it really lies
 
@@ -51,12 +52,15 @@ def choose_threshold(scores: Sequence[float], max_fpr: float) -> Threshold:
     return Threshold(value, low, high, *_quantile_interval(ordered, value, max_fpr))
 
 
-def set_thresholds(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float) -> Calibration:
+def set_thresholds(
+    scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr: float, min_area: int = 1
+) -> Calibration:
     """Choose all thresholds and the colour scale from the scores and maps of held-out good images.
 
-    scores: n image scores. maps: n maps (H, W), or of each a fixed selection of pixels that has its highest one.
+    scores: n image scores, by regions of `min_area` px or more.
+    maps: n maps (H, W), or of each a fixed selection of pixels that has its highest one.
 
-    The pixel threshold aims at the same: at most `max_fpr` of good images have any pixel over it. It is too high to
+    The pixel threshold aims at the same: at most `max_fpr` of good images have a region over it. It is too high to
     show how far a defect reaches, as the highest of an image's pixels decides it; next to a pixel over it, the question
     is about each pixel by itself. So the extent threshold is the value that `max_fpr` of good images' pixels lie over.
     The colour scale starts at the median pixel of good maps and has the pixel threshold in its middle, so that a good
@@ -65,7 +69,7 @@ def set_thresholds(scores: Sequence[float], maps: Sequence[np.ndarray], max_fpr:
     peaks = [float(m.max()) for m in maps]
     extent = float(np.quantile(np.concatenate([m.ravel() for m in maps]), 1 - max_fpr))
     low = float(np.median([np.median(m) for m in maps]))
-    return _calibration(scores, peaks, extent, low, max_fpr)
+    return _calibration(scores, peaks, extent, low, max_fpr, min_area)
 
 
 def add_images(
@@ -73,26 +77,30 @@ def add_images(
 ) -> Calibration:
     """Choose all thresholds from the kept hold-out and further good images: their scores and maps, as above.
 
+    All scores are by regions of the calibration's `min_area`.
+
     The pixels of the kept hold-out are not at hand. What rests on pixels, the extent threshold and the colour scale's
     low end, is the mean of the present value and that of the further images, each weighing as many as its images.
     """
-    further = set_thresholds(scores, maps, max_fpr)
+    further = set_thresholds(scores, maps, max_fpr, calibration.min_area)
     weights = len(calibration.holdout_scores), len(scores)
     extents = [one.extent_threshold or one.pixel_threshold for one in (calibration, further)]
     lows = [one.display_low for one in (calibration, further)]
     return _calibration(
-        [*calibration.holdout_scores, *scores],
+        [*calibration.holdout_scores, *further.holdout_scores],
         [*calibration.holdout_peaks, *further.holdout_peaks],
         float(np.average(extents, weights=weights)),
         float(np.average(lows, weights=weights)),
         max_fpr,
+        calibration.min_area,
     )
 
 
 def _calibration(
-    scores: Sequence[float], peaks: Sequence[float], extent: float, low: float, max_fpr: float
+    scores: Sequence[float], peaks: Sequence[float], extent: float, low: float, max_fpr: float, min_area: int
 ) -> Calibration:
-    image, pixel = choose_threshold(scores, max_fpr), choose_threshold(peaks, max_fpr)
+    image, order = choose_threshold(scores, max_fpr), np.argsort(scores, kind="stable")
+    pixel = choose_threshold(scores if min_area > 1 else peaks, max_fpr)
     return center_scale(
         Calibration(
             max_fpr=max_fpr,
@@ -102,11 +110,12 @@ def _calibration(
             display_high=low,
             fpr_low=image.fpr_low,
             fpr_high=image.fpr_high,
-            holdout_scores=tuple(sorted(scores)),
-            holdout_peaks=tuple(sorted(peaks)),
+            holdout_scores=tuple(scores[index] for index in order),
+            holdout_peaks=tuple(peaks[index] for index in order),
             extent_threshold=min(max(extent, float(np.finfo(np.float32).tiny)), pixel.value),
             threshold_low=image.low,
             threshold_high=image.high,
+            min_area=min_area,
         )
     )
 
@@ -144,7 +153,8 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
     if max_fpr is None:
         return calibration
     image = choose_threshold(calibration.holdout_scores, max_fpr)
-    pixel_threshold = choose_threshold(calibration.holdout_peaks, max_fpr).value
+    levels = calibration.holdout_scores if calibration.min_area > 1 else calibration.holdout_peaks
+    pixel_threshold = choose_threshold(levels, max_fpr).value
     return replace(
         calibration,
         max_fpr=max_fpr,
@@ -156,6 +166,37 @@ def recalibrate(calibration: Calibration, max_fpr: float | None = None, threshol
         threshold_low=image.low,
         threshold_high=image.high,
     )
+
+
+def without_min_area(bundle: Bundle) -> tuple[Bundle, str | None]:
+    """Return a model for scores that are their maps' maxima, as an exported model's are, and what a user must know.
+
+    The held-out images' maxima choose the threshold as their scores chose the model's. A threshold that was not chosen
+    by a rate of false alarms stays: all that is flagged with `min_area` is flagged without it. A model without
+    `min_area` is returned as it is, and None.
+    """
+    before, changed = bundle.calibration, bundle.recalibration
+    if before.min_area <= 1:
+        return bundle, None
+    order = np.argsort(before.holdout_peaks, kind="stable")
+    peaks = tuple(before.holdout_peaks[index] for index in order)
+    plain = replace(before, min_area=1, holdout_scores=peaks, holdout_peaks=peaks)
+    if changed is None or changed.choice == "max-fpr":
+        plain = recalibrate(plain, max_fpr=before.max_fpr)
+        what = f"is {plain.threshold:.4g} in place of {before.threshold:.4g}, chosen from the same held-out images"
+    else:
+        plain = recalibrate(plain, threshold=before.threshold)
+        what = f"stays {plain.threshold:.4g}: {plain.max_fpr:.1%} of the held-out images are over it, "
+        what += f"in place of {before.max_fpr:.1%}"
+    images = bundle.holdout and HoldoutImages(
+        **{name: tuple(values[index] for index in order if values) for name, values in asdict(bundle.holdout).items()}
+    )
+    note = (
+        f"An exported model's score is its map's maximum, whatever the area: without the model's --min-area "
+        f"{before.min_area} its threshold {what}."
+    )
+    table = changed and replace(changed, table=())  # it counts by the scores that were
+    return replace(bundle, calibration=center_scale(plain), holdout=images, recalibration=table), note
 
 
 def _fpr_interval(n: int, k: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ photograph.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -87,12 +88,26 @@ def find_ignored(prediction: Prediction, bundle: Bundle, size: tuple[int, int]) 
 
 def hatch(picture: np.ndarray, ignored: np.ndarray) -> None:
     """Hatch what is ignored, (h, w) bool, on a picture (h, w, 3) uint8, in place."""
+    for row, on_line in _hatching(ignored):
+        picture[row, ignored[row] & ~on_line] //= 2
+        picture[row, on_line] = HATCH
+
+
+def draw_hatching(ignored: np.ndarray) -> np.ndarray:
+    """Draw the hatching of what is ignored, (h, w) bool, alone: (h, w, 4) uint8, to be laid over a picture."""
+    picture = np.zeros((*ignored.shape, 4), np.uint8)
+    picture[ignored, 3] = 128
+    for row, on_line in _hatching(ignored):
+        picture[row, on_line] = (HATCH, HATCH, HATCH, 255)
+    return picture
+
+
+def _hatching(ignored: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each row in which something is ignored, and which of its px lie on a line, (w,) bool."""
     period = max(6, round(math.sqrt(ignored.size) / 40))
     columns = np.arange(ignored.shape[1])
     for row in np.flatnonzero(ignored.any(axis=1)):
-        on_line = (columns + row) % period < period // 3
-        picture[row, ignored[row] & ~on_line] //= 2
-        picture[row, ignored[row] & on_line] = HATCH
+        yield int(row), ignored[row] & ((columns + row) % period < period // 3)
 
 
 def _line_width(mask: np.ndarray) -> int:
@@ -146,7 +161,7 @@ def draw_thumbnail(
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)
-    picture = blend(small, small_map, bundle.calibration, mark(small_map, bundle.calibration))
+    picture = blend(small, small_map, bundle.calibration, mark(small_map, bundle.calibration, factor))
     ignored = None if prediction is None else find_ignored(prediction, bundle, size)
     if ignored is not None:
         hatch(picture, ignored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,7 +19,14 @@ from cfa_cli.bands import swap_red_and_blue
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction, Region
-from cfa_cli.results.overlays import draw_heatmap, draw_overlay, draw_thumbnail, find_ignored, scale_map
+from cfa_cli.results.overlays import (
+    draw_hatching,
+    draw_heatmap,
+    draw_overlay,
+    draw_thumbnail,
+    find_ignored,
+    scale_map,
+)
 from cfa_cli.results.regions import find_regions, mark
 
 KINDS = {  # of --save: folder and suffix
@@ -28,12 +36,9 @@ KINDS = {  # of --save: folder and suffix
     "heatmap": ("heatmaps", ".png"),
 }
 REPORT_FOLDER = "report"
-THUMBNAIL, REPORT_MAP, REPORT_MASK, REPORT_IMAGE = (
-    ".jpg",
-    ".png",
-    ".mask.png",
-    ".full.jpg",
-)  # suffixes in the report's folder
+THUMBNAIL, REPORT_MAP, REPORT_MASK, REPORT_IMAGE = ".jpg", ".png", ".mask.png", ".full.jpg"
+REPORT_IGNORED = ".ignored.png"
+REPORT_SUFFIXES = (THUMBNAIL, REPORT_MAP, REPORT_MASK, REPORT_IMAGE, REPORT_IGNORED)  # in the report's folder
 JPEG_SIDE = 65_500  # px, the most that the format holds
 SHOWN_BY_BROWSERS = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp")  # others get a REPORT_IMAGE
 MAX_BYTES_PENDING = 100_000_000  # of images under way: one of 33 megapixels, whose drawing takes some times as much
@@ -118,12 +123,15 @@ class Pictures:
 
     def _write_files(self, prediction: Prediction, name: str) -> tuple[Region, ...]:
         """Draw and write all files of one image, and return its regions. Runs on a thread of the pool."""
-        image, bundle = prediction.image, self._bundles.get(prediction.model or "")
-        if not self._save or image is None or prediction.score_map is None or bundle is None:
+        image, bundle, size = prediction.image, self._bundles.get(prediction.model or ""), _size(prediction)
+        if prediction.score_map is None or bundle is None or size is None:
             return prediction.regions
         calibration, geometry = bundle.calibration, bundle.geometry
-        size = image.shape[0], image.shape[1]
+        if image is None and prediction.score_map.max() <= calibration.pixel_threshold:  # nor does it at another size
+            return ()
         score_map = resize_map(prediction.score_map, geometry, size)
+        if not self._save or image is None:
+            return find_regions(score_map, calibration)
         draw: dict[str, Callable[[], np.ndarray]] = {
             "overlay": lambda: draw_overlay(
                 image, score_map, prediction, calibration, find_ignored(prediction, bundle, size)
@@ -141,7 +149,9 @@ class Pictures:
         write_picture(report / f"{name}{THUMBNAIL}", small)
         small_map = resize_map(prediction.score_map, geometry, (small.shape[0], small.shape[1]))
         write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))
-        write_picture(report / f"{name}{REPORT_MASK}", mark(small_map, calibration))
+        write_picture(report / f"{name}{REPORT_MASK}", mark(small_map, calibration, max(small.shape) / max(size)))
+        if (ignored := find_ignored(prediction, bundle, (small.shape[0], small.shape[1]))) is not None:
+            write_picture(report / f"{name}{REPORT_IGNORED}", draw_hatching(ignored))
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
             shown = draw_thumbnail(image, None, bundle, JPEG_SIDE)
             write_picture(report / f"{name}{REPORT_IMAGE}", shown)
@@ -149,16 +159,27 @@ class Pictures:
 
 
 def _bytes(prediction: Prediction) -> int:
-    return 0 if prediction.image is None else prediction.image.nbytes
+    size = _size(prediction)
+    return prediction.image.nbytes if prediction.image is not None else 3 * math.prod(size) if size else 0
+
+
+def _size(prediction: Prediction) -> tuple[int, int] | None:
+    """Return an image's (height, width) in px, source size, if it is known."""
+    if prediction.image is not None:
+        return prediction.image.shape[0], prediction.image.shape[1]
+    seen = prediction.statistics
+    return None if seen is None else (seen.height, seen.width)
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
     """Write pixels, whole or not at all, as the suffix says: .png and .jpg RGB or grey uint8, .tiff grey float32.
 
+    Four channels are grey as RGB, with alpha: .png alone.
+
     RGB is turned into BGR in place, as another copy of a large image would need much memory.
     Raises InputError where they cannot be written.
     """
-    if pixels.ndim == 3:
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
         swap_red_and_blue(pixels)
     done, encoded = cv2.imencode(path.suffix, pixels, _OPTIONS[path.suffix])  # imwrite does not take every file name
     if not done:

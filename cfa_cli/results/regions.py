@@ -1,4 +1,9 @@
-"""Which part of a score map is marked: a region shows that there is a defect, and how far it reaches."""
+"""Which part of a score map is marked: a region shows that there is a defect, and how far it reaches.
+
+Regions are 8-connected. One counts if at least `Calibration.min_area` of its px lie over the pixel threshold; smaller
+ones are specks. The image score follows: it is the highest level at which a region would still count, so that an image
+is over its threshold where it shows a region.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +11,82 @@ import cv2
 import numpy as np
 
 from cfa_cli.evidence import Calibration
-from cfa_cli.records import Region
+from cfa_cli.geometry import resize_map
+from cfa_cli.records import Geometry, Region
 
 
-def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
+def image_score(score_map: np.ndarray, geometry: Geometry, size: tuple[int, int], min_area: int) -> float:
+    """Score an image of `size` (height, width) px by its map (H, W) float32 at the network's input.
+
+    That is the map's maximum, or, for a `min_area` of more than 1 px of the image, the highest level that a region of
+    at least that area reaches.
+    """
+    return highest_level(score_map if min_area <= 1 else resize_map(score_map, geometry, size), min_area)
+
+
+def highest_level(score_map: np.ndarray, min_area: int) -> float:
+    """Return the highest level at which a map (h, w) float32 has a region of at least `min_area` px.
+
+    A region at a level is a connected area whose values all reach it. So this is the maximum of the map's grayscale
+    area opening; its minimum where it has no more than `min_area` px.
+    """
+    low, high, _, _ = cv2.minMaxLoc(score_map)
+    if min_area <= 1:
+        return float(high)
+    level, above = np.float32(low), np.nextafter(np.float32(high), np.float32(np.inf))
+    parts = [score_map]  # a region that is large enough at a level over `level` lies within one of these
+    while level < (middle := (level + above) / np.float32(2)) < above:  # until no float32 lies between them
+        if found := [part for whole in parts for part in _large_regions(whole, middle, min_area)]:
+            level, parts = middle, found
+        else:
+            above = middle
+    return float(level)
+
+
+def _large_regions(score_map: np.ndarray, level: np.float32, min_area: int) -> list[np.ndarray]:
+    """Return the boxes of the regions at a level that have at least `min_area` px."""
+    reached = (score_map >= level).view(np.uint8)
+    if cv2.countNonZero(reached) < min_area:
+        return []
+    _, _, boxes, _ = cv2.connectedComponentsWithStats(reached, connectivity=8)
+    large = boxes[1:][boxes[1:, cv2.CC_STAT_AREA] >= min_area]
+    return [score_map[top : top + height, left : left + width] for left, top, width, height, _ in large.tolist()]
+
+
+def mark(score_map: np.ndarray, calibration: Calibration, scale: float = 1.0) -> np.ndarray:
     """Mark the regions of a score map (h, w) float32: (h, w) uint8, 255 in them, 0 elsewhere.
 
-    Hysteresis thresholding: a region is an 8-connected area over the extent threshold with a value over the pixel
-    threshold in it. So a good image shows one as rarely as the pixel threshold says, and a defect is marked to its edge
-    and not only at its core.
+    Hysteresis thresholding: a region is an area over the extent threshold in which there is one over the pixel
+    threshold, of `min_area` px or more. So a good image shows one as rarely as the pixel threshold says, and a defect
+    is marked to its edge and not only at its core.
+
+    scale: the map's px a px of the source, along a side; areas are in px of the source.
     """
     core = np.multiply(score_map > calibration.pixel_threshold, np.uint8(255))
+    if (min_area := round(calibration.min_area * scale**2)) > 1 and core.any():
+        _, labels, boxes, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
+        large = boxes[:, cv2.CC_STAT_AREA] >= min_area
+        large[0] = False  # all that is not in the core
+        _paint(core, labels, large)
     extent = calibration.extent_threshold
     if extent is None or extent >= calibration.pixel_threshold or not core.any():
         return core
     count, labels = cv2.connectedComponents((score_map > extent).astype(np.uint8), connectivity=8)
-    marked = np.zeros(count, np.uint8)
-    marked[labels[core > 0]] = 255
-    for line, line_labels in zip(core, labels, strict=True):
-        line[:] = marked[line_labels]
+    marked = np.zeros(count, bool)
+    marked[labels[core > 0]] = True
+    _paint(core, labels, marked)
     return core
 
 
-def find_regions(score_map: np.ndarray, calibration: Calibration, min_area: int = 1) -> tuple[Region, ...]:
-    """Measure the regions that `mark` marks, of `min_area` px or more, by falling peak.
+def _paint(mask: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> None:
+    """Set a mask to 255 where its label (h, w) int32 is chosen, (n,) bool, and to 0 elsewhere, in place."""
+    values = np.multiply(chosen, np.uint8(255))
+    for line, line_labels in zip(mask, labels, strict=True):  # all at once would need much memory
+        line[:] = values[line_labels]
+
+
+def find_regions(score_map: np.ndarray, calibration: Calibration) -> tuple[Region, ...]:
+    """Measure the regions that `mark` marks, by falling peak.
 
     score_map: (h, w) float32, at the source's size; boxes and positions are in its px.
     """
@@ -39,7 +96,7 @@ def find_regions(score_map: np.ndarray, calibration: Calibration, min_area: int 
     _, labels, boxes, centroids = cv2.connectedComponentsWithStats(mask, connectivity=8)
     regions = []
     for label, (left, top, width, height, area) in enumerate(boxes.tolist()):
-        if label == 0 or area < min_area:  # 0 is all that is not marked
+        if label == 0:  # all that is not marked
             continue
         box = np.s_[top : top + height, left : left + width]
         values = np.where(labels[box] == label, score_map[box], -np.inf)

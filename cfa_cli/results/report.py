@@ -26,7 +26,7 @@ from cfa_cli.notes import misfit_text
 from cfa_cli.records import BUNDLE_SUFFIX, Bundle, FitResult, Prediction
 from cfa_cli.results.overlays import COLOURS, draw_thumbnail
 from cfa_cli.results.pages import templates, write_page
-from cfa_cli.results.pictures import REPORT_IMAGE, SHOWN_BY_BROWSERS
+from cfa_cli.results.pictures import REPORT_FOLDER, REPORT_IGNORED, REPORT_IMAGE, SHOWN_BY_BROWSERS
 from cfa_cli.results.rows import Row
 from cfa_cli.results.scores import read_run
 from cfa_cli.results.text import regions_to_json
@@ -139,9 +139,8 @@ def _row_data(row: Row, folder: Path, out: Path, defect: bool | None) -> list[An
     height, width = row.size or (0, 0)
     # The very score: the threshold may be the score of an image that is among those to see.
     score = None if row.score is None else float(np.float32(row.score))
-    regions = regions_to_json(row.regions)
-    misfit = misfit_text(row.misfits)
-    told = [misfit, row.model, row.near_threshold]
+    regions, ignored = regions_to_json(row.regions), (out / REPORT_FOLDER / f"{row.name}{REPORT_IGNORED}").exists()
+    told = [misfit_text(row.misfits), row.model, row.near_threshold, ignored]
     return [path, row.name, score, row.milliseconds, row.error, url, width, height, defect, regions, *told]
 
 

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from cfa_cli.geometry import resize_map
-from cfa_cli.records import Bundle
+from cfa_cli.records import Bundle, Prediction
 from cfa_cli.results.benchmark import ImageScore
-from cfa_cli.results.overlays import blend, draw_heatmap, to_8_bit
+from cfa_cli.results.overlays import blend, draw_heatmap, find_ignored, hatch, to_8_bit
 from cfa_cli.results.regions import mark
 
 SAMPLES_FOLDER = "samples"
@@ -44,8 +44,14 @@ def sample_path(out: Path, method: str, seed: int, category: str, sample: str) -
     return out / SAMPLES_FOLDER / f"{method}-seed{seed}" / f"{category}-{sample}.jpg"
 
 
-def draw_sample(image: np.ndarray, mask: np.ndarray | None, score_map: np.ndarray, bundle: Bundle) -> np.ndarray:
-    """Draw image (h, w, 3), mask (any size; None: black), map (network size) and overlay side by side, uint8 RGB."""
+def draw_sample(prediction: Prediction, mask: np.ndarray | None, bundle: Bundle) -> np.ndarray:
+    """Draw a prediction's image, its mask (any size; None: black), map and overlay side by side, uint8 RGB.
+
+    What is ignored is hatched.
+    """
+    image, score_map = prediction.image, prediction.score_map
+    assert image is not None
+    assert score_map is not None
     height, width = image.shape[:2]
     factor = SIDE / max(height, width)
     size = max(1, round(height * factor)), max(1, round(width * factor))
@@ -56,7 +62,9 @@ def draw_sample(image: np.ndarray, mask: np.ndarray | None, score_map: np.ndarra
         truth[shares > 0] = 255  # a defect of a few px is still seen
     small_map = resize_map(score_map, bundle.geometry, size)
     calibration = bundle.calibration
-    overlay = blend(small, small_map, calibration, mark(small_map, calibration))
+    overlay = blend(small, small_map, calibration, mark(small_map, calibration, factor))
+    if (ignored := find_ignored(prediction, bundle, size)) is not None:
+        hatch(overlay, ignored)
     gap = np.full((size[0], _GAP, 3), 255, np.uint8)
     heatmap = draw_heatmap(small_map, calibration)
     return np.concatenate([small, gap, truth, gap, heatmap, gap, overlay], axis=1)

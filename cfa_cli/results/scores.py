@@ -1,4 +1,4 @@
-"""scores.csv, written so that a run that is killed at any time can go on, and read back for the report.
+"""scores.csv and regions.csv, written so that a run that is killed at any time can go on, and read back for the report.
 
 Beside it stands run.jsonl: a line with the run's settings, then a line a row, with what the table has no column for.
 Both only grow while a run is at work. An image that failed and was tried again has two rows until the run ends: then,
@@ -25,6 +25,7 @@ from cfa_cli.results.folder import ELSEWHERE, is_there, writing
 from cfa_cli.results.names import is_safe
 from cfa_cli.results.rows import COLUMNS, EARLIER_COLUMNS, Row, row_fields, row_from
 from cfa_cli.results.text import (
+    REGION_COLUMNS,
     csv_line,
     json_line,
     misfits_to_json,
@@ -47,8 +48,8 @@ class ScoreTable:
         the digests that mean the present one, the first of which is written. Raises InputError where a run is there and
         must not be taken up, and where `out` cannot be written.
         """
-        self._save = list(save)
-        self._out, self._journal, self._scores = out, out / "run.jsonl", out / "scores.csv"
+        self._out = out
+        self._paths = [out / "run.jsonl", out / "regions.csv", out / "scores.csv"]
         self.rows: list[Row] = []  # of the run taken up; without those that failed, which are to be tried again
         self._failed: set[str] = set()
         self._superseded = False  # whether a failed image has a later row
@@ -67,7 +68,7 @@ class ScoreTable:
             _write(out, _Run(settings, [], []))
             self._end = len(_HEADER)
         self._files: list[io.FileIO] = []
-        for path in (self._journal, self._scores):
+        for path in self._paths:
             with writing(path):
                 self._files.append(path.open("ab", buffering=0))
 
@@ -80,13 +81,11 @@ class ScoreTable:
             size = prediction.statistics.height, prediction.statistics.width
         end, failed = self._end + len(line), prediction.error is not None
         state = prediction.source.state
-        regions = regions_to_json(prediction.regions)
+        regions, listed = regions_to_json(prediction.regions), b"".join(region_lines(path, prediction.regions))
         entry: dict[str, Any] = {"path": path, "name": name, "size": size, "state": state, "failed": failed}
         entry |= {"regions": regions, "misfits": misfits_to_json(prediction.misfits), "end": end}
-        # run.jsonl first: of a line without its row nothing remains when the run is taken up.
-        for file, text, written in zip(
-            self._files, (json_line(entry), line), (self._journal, self._scores), strict=True
-        ):
+        # scores.csv last: of what belongs to no row there nothing remains when the run is taken up.
+        for file, text, written in zip(self._files, (json_line(entry), listed, line), self._paths, strict=True):
             with writing(written):
                 if file.write(text) != len(text):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -97,17 +96,11 @@ class ScoreTable:
             self._failed.add(identity)
 
     def close(self) -> None:
-        """Close the files, give each image that was tried again one row, in its first's place, and list the regions.
-
-        regions.csv comes at the end alone: run.jsonl keeps them until then.
-        """
+        """Close the files, and give each image that was tried again one row, in its first's place."""
         for file in self._files:
             file.close()
         if self._superseded:
             _write(self._out, _read(self._out))
-        if self._save:
-            with writing(self._out / "regions.csv"), atomic_path(self._out / "regions.csv") as temporary:
-                temporary.write_bytes(b"".join(region_lines(_read(self._out).rows)))
 
     def _path(self, path: Path) -> str:
         """As it was given; where the run was started in another folder, so that it still starts there."""
@@ -239,7 +232,7 @@ def _parse(data: bytes) -> list[dict[str, str]]:
 
 
 def _write(out: Path, run: _Run) -> _Run:
-    """Write a run's table and journal, with one row for each image that was tried again, and return it as it is now."""
+    """Write a run's tables and journal, with one row for each image that was tried again; return it as it is now."""
     folder = run.settings["folder"]
     order = _input_order([(absolute(Path(folder, row.path)), row.error is not None) for row in run.rows])
     run = _Run(run.settings, [run.rows[index] for index in order], [run.lines[index] for index in order])
@@ -258,7 +251,10 @@ def _write(out: Path, run: _Run) -> _Run:
         entries.append({**entry, "end": end})
     contents = {"scores.csv": _HEADER + b"".join(run.lines), "run.jsonl": b"".join(map(json_line, entries))}
     # At first the journal, so that wherever a table is, it is known what it belongs to; later the table, see `_table`.
-    for name in sorted(contents, reverse=(out / "scores.csv").exists()):
+    names = sorted(contents, reverse=(out / "scores.csv").exists())
+    regions = (line for row in run.rows for line in region_lines(str(row.path), row.regions))
+    contents["regions.csv"] = csv_line(REGION_COLUMNS) + b"".join(regions)
+    for name in (*names, "regions.csv"):
         with writing(out / name), atomic_path(out / name) as temporary:
             temporary.write_bytes(contents[name])
     return run

@@ -7,13 +7,10 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cfa_cli.notes import Misfit
 from cfa_cli.records import Region
-
-if TYPE_CHECKING:
-    from cfa_cli.results.rows import Row
 
 REGION_COLUMNS = (
     *("path", "left", "top", "width", "height", "area", "centroid_column", "centroid_row"),
@@ -60,9 +57,7 @@ def regions_from_json(value: Any) -> tuple[Region, ...]:
     return tuple(regions)
 
 
-def region_lines(rows: Iterable[Row]) -> Iterator[bytes]:
-    """The lines of regions.csv."""
-    yield csv_line(REGION_COLUMNS)
-    for row in rows:
-        for numbers in regions_to_json(row.regions):
-            yield csv_line([safe(str(row.path)), *(format(number, ".9g") for number in numbers)])
+def region_lines(path: str, regions: Iterable[Region]) -> Iterator[bytes]:
+    """The lines of an image's regions in regions.csv."""
+    for numbers in regions_to_json(regions):
+        yield csv_line([safe(path), *(format(number, ".9g") for number in numbers)])

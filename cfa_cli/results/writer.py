@@ -1,10 +1,10 @@
 """What `predict` writes: scores.csv, and the pictures and maps of each image, in folders that mirror the input.
 
 OUT/scores.csv             a row an image, in input order, as they are computed
-OUT/regions.csv            a row a region, at the end; not where nothing but scores.csv is asked for
+OUT/regions.csv            a row a region, likewise
 OUT/overlays/NAME.png      OUT/maps/NAME.tiff      OUT/masks/NAME.png      OUT/heatmaps/NAME.png
 OUT/report/NAME.jpg, .png  the report's small overlay, and the map on the colour scale as grey values
-OUT/report/NAME.mask.png   the report's small mask
+OUT/report/NAME.mask.png   the report's small mask, and NAME.ignored.png its hatching of what is ignored
 OUT/run.jsonl              what --resume and the report need, see `results.scores`
 """
 
@@ -23,19 +23,11 @@ from cfa_cli.records import Bundle, Prediction, Source
 from cfa_cli.results.digest import digests_of
 from cfa_cli.results.folder import locked
 from cfa_cli.results.names import FileNames
-from cfa_cli.results.pictures import (
-    KINDS,
-    REPORT_FOLDER,
-    REPORT_IMAGE,
-    REPORT_MAP,
-    REPORT_MASK,
-    THUMBNAIL,
-    Pictures,
-)
+from cfa_cli.results.pictures import KINDS, REPORT_FOLDER, REPORT_SUFFIXES, Pictures
 from cfa_cli.results.rows import Row
 from cfa_cli.results.scores import ScoreTable, absolute, holds_run, read_run
 
-_FILES = (*KINDS.values(), *((REPORT_FOLDER, suffix) for suffix in (THUMBNAIL, REPORT_MAP, REPORT_MASK, REPORT_IMAGE)))
+_FILES = (*KINDS.values(), *((REPORT_FOLDER, suffix) for suffix in REPORT_SUFFIXES))
 _TEMPORARY = re.compile(r"\..*-[a-z0-9_]{8}\.(png|tiff|jpg|csv|jsonl|html)", re.DOTALL)  # see cfa_cli.atomic
 
 

@@ -90,7 +90,7 @@ def at_input_size(options: argparse.Namespace, preset: str, category: Category, 
         bundle = load_bundle(options.work / preset / f"models/resnet18-seed{run['seed']}/{category.name}.safetensors")
         pixels = PixelMetrics()
         sources = [Source(image.path, image.path.name) for image in category.test]
-        predictions = score_sources(load_scorer(bundle), sources, bundle.calibration.threshold)
+        predictions = score_sources(load_scorer(bundle), sources, bundle.calibration)
         for image, prediction in zip(category.test, predictions, strict=True):
             size = prediction.score_map.shape[::-1]
             mask = cv2.resize(read_mask(image.mask), size, interpolation=cv2.INTER_NEAREST) if image.mask else None

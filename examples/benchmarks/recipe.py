@@ -65,7 +65,7 @@ def measure(category: Category, config: FitConfig, every: int) -> Run:
     scorer, pixels = load_scorer(bundle), PixelMetrics()
     sources = [Source(image.path, image.path.name) for image in test]
     scores, tops, times = [], [], []
-    predictions = score_sources(scorer, sources, bundle.calibration.threshold, keep_images=True)
+    predictions = score_sources(scorer, sources, bundle.calibration, keep_images=True)
     for image, found in zip(test, predictions, strict=True):
         assert found.score is not None, found.error
         scores.append(found.score)

@@ -22,6 +22,7 @@ from cfa_cli.errors import BundleError, DeviceError, ExportError, InputError, Us
 from cfa_cli.model import deployed
 from cfa_cli.records import Geometry, Source
 from tests.engine.exports import make_bundle
+from tests.results.runs import CALIBRATION
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 MODULES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"], "torch": []}
@@ -81,12 +82,12 @@ def compare(bundle, exported, images, tolerance=1e-4):
     expected = {}
     _, scorer = load_model(bundle, "cpu", "float32")
     sources = [Source(path, path.name) for path in sorted(images.iterdir())]
-    for prediction in score_sources(scorer, sources, 1.0):
+    for prediction in score_sources(scorer, sources, CALIBRATION):
         expected[prediction.source.name] = prediction
     # torch runs code that a .pt2 file holds: the tool reads its own alone, while it verifies.
     description, scorer = load_exported(exported, "torch") if exported.suffix == ".pt2" else load_model(exported)
     assert description.calibration == load_bundle(bundle).calibration
-    for found in score_sources(scorer, sources, 1.0):
+    for found in score_sources(scorer, sources, CALIBRATION):
         wanted = expected[found.source.name]
         assert found.score == pytest.approx(wanted.score, rel=tolerance)
         assert found.score_map.shape == wanted.score_map.shape == scorer.geometry.input_size
@@ -205,7 +206,7 @@ def test_images_that_do_not_fit_have_their_error(bundle, images, exported, tmp_p
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((40, 40, 3), 40000, np.uint16))
     _, scorer = load_model(exported(DYNAMIC).files[0])
     names = [tmp_path / "deep.png", images / "0.png"]
-    deep, usual = score_sources(scorer, [Source(path, path.name) for path in names], 1.0)
+    deep, usual = score_sources(scorer, [Source(path, path.name) for path in names], CALIBRATION)
     assert "16 bit" in deep.error
     assert usual.score == pytest.approx(next(predict(load_bundle(bundle), names[1], precision="float32")).score, 1e-4)
 

@@ -20,6 +20,7 @@ from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.errors import BundleError, DeviceError, InputError, UsageError
 from cfa_cli.records import Source
 from tests.conftest import draw_part, write_part
+from tests.results.runs import CALIBRATION
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def test_a_stream_reads_no_further_ahead_than_it_needs(bundle, good_dir):
         for last in range(1000):
             yield Source(good_dir / "000.png", f"{last}.png")
 
-    stream = score_sources(load_scorer(bundle), many(), 1.0, keep_images=True)
+    stream = score_sources(load_scorer(bundle), many(), CALIBRATION, keep_images=True)
     alive: list[weakref.ref[np.ndarray]] = []
     for number, prediction in enumerate(itertools.islice(stream, 100)):
         assert prediction.source.name == f"{number}.png"

@@ -20,6 +20,7 @@ from cfa_cli.engine.scorer import score_batches
 from cfa_cli.errors import BundleError, ImageError, InputError, UsageError
 from cfa_cli.records import Source
 from tests.conftest import GOOD_IMAGES, draw_part, write_part
+from tests.results.runs import CALIBRATION
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,9 @@ def test_large_images_are_held_few_at_a_time(opened):
     kept = []
     most = 0
     large = np.zeros((4000, 5000), np.uint8)  # 60 MB as RGB
-    stream = score_batches(Watching(), (Source(Path(str(n)), str(n), large) for n in range(20)), 1.0, keep_images=True)
+    stream = score_batches(
+        Watching(), (Source(Path(str(n)), str(n), large) for n in range(20)), CALIBRATION, keep_images=True
+    )
     for batch in stream:
         most = max(most, sum(held.bytes for held in alive))
         del batch

@@ -106,7 +106,7 @@ def make_maps():
 def test_a_calibration_by_hand():
     found = set_thresholds([0.3, 0.1, 0.2], make_maps(), max_fpr=0.5)
     assert found.holdout_scores == (0.1, 0.2, 0.3)
-    assert found.holdout_peaks == (10, 20, 30)
+    assert found.holdout_peaks == (20, 30, 10)  # of the same images
     assert (found.threshold, found.pixel_threshold) == (0.2, 20)  # the 2nd of 3: each gap holds a quarter
     assert found.extent_threshold == 2  # of 3 x 35 pixels, a half: 34 times 1, 34 times 2, 34 times 3, and the maxima
     assert (found.display_low, found.display_high) == (2, 38)  # the middle is the pixel threshold

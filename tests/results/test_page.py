@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from cfa_cli.config import FitConfig
+from cfa_cli.records import Prediction, Source
 from cfa_cli.results.benchmark import ImageScore, KindFigures, Results
 from cfa_cli.results.page import write_results_page
 from cfa_cli.results.samples import choose_samples, draw_sample, sample_path
@@ -75,12 +77,20 @@ def test_a_sample_is_image_mask_map_and_overlay(fitted):
     mask = np.zeros((45, 30), np.uint8)
     mask[20, 10] = 1
     score_map = np.zeros(bundle.geometry.input_size, np.float32)
-    strip = draw_sample(image, mask, score_map, bundle)
+    prediction = Prediction(Source(Path("a.png"), "a.png"), 0, 0, 1, "good", 1, score_map=score_map, image=image)
+    strip = draw_sample(prediction, mask, bundle)
     assert strip.shape == (180, 4 * 120 + 3 * 4, 3)
     truth = strip[:, 124:244]
     assert (truth[80:84, 40:44] == 255).all()
     assert truth.max(axis=2).astype(bool).sum() <= 8 * 8
-    assert (draw_sample(image, None, score_map, bundle)[:, 124:244] == 0).all()
+    keep = np.ones(bundle.geometry.input_size, np.float32)
+    keep[:, : keep.shape[1] // 2] = 0  # its left half is ignored
+    hatched = draw_sample(replace(prediction, keep=keep), mask, bundle)
+    different = (hatched != strip).any(axis=2)
+    assert not different[:, :372].any()
+    assert different[:, 372:432].mean() > 0.9
+    assert not different[:, 434:].any()
+    assert (draw_sample(prediction, None, bundle)[:, 124:244] == 0).all()
 
 
 @pytest.mark.parametrize("images", [(), IMAGES[:2], IMAGES[2:]])

@@ -60,10 +60,11 @@ def test_rows_are_in_the_page_with_the_way_to_their_files(tmp_path):
         replace(make_prediction(folder / "c.tif", 1.0), near_threshold=True),  # no browser shows it: a copy is written
     ]
     _, _, data = report(tmp_path / "out", predictions)
+    rest = [None, None, None, False]
     assert data["rows"] == [  # the spot lies at columns and rows 8 to 11 of 32
-        [str(folder / "a#1.jpg"), "a#1", 2, 12.346, None, "../in%20put/a%231.jpg", 48, 40, None, SPOT, *[None] * 3],
-        [str(folder / "b.png"), "b", None, None, "it is damaged.", "../in%20put/b.png", 0, 0, None, [], *[None] * 3],
-        [str(folder / "c.tif"), "c", 1, 12.346, None, "report/c.full.jpg", 48, 40, None, [], None, None, True],
+        [str(folder / "a#1.jpg"), "a#1", 2, 12.346, None, "../in%20put/a%231.jpg", 48, 40, None, SPOT, *rest],
+        [str(folder / "b.png"), "b", None, None, "it is damaged.", "../in%20put/b.png", 0, 0, None, [], *rest],
+        [str(folder / "c.tif"), "c", 1, 12.346, None, "report/c.full.jpg", 48, 40, None, [], None, None, True, False],
     ]
     assert (tmp_path / "out" / "report" / "c.full.jpg").is_file()
     assert data["threshold"] == 1.5

@@ -1,5 +1,6 @@
 import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -102,7 +103,7 @@ def test_regions_are_listed_in_the_sources_px(tmp_path):
     assert numbers["peak"] == 2
     assert [len(row.regions) for row in read_run(tmp_path / "out")[1]] == [1, 0, 0, 1]
     write(tmp_path / "out", [], force=True)
-    assert not (tmp_path / "out" / "regions.csv").exists()
+    assert len((tmp_path / "out" / "regions.csv").read_bytes().splitlines()) == 1  # the names of its columns
 
 
 def test_images_that_differ_in_suffix_or_case_alone_have_files_of_their_own(tmp_path):
@@ -163,7 +164,11 @@ def test_a_run_is_taken_up_after_any_cut(tmp_path):
     names = ["a.png", "b,c.png", "line\nbreak.png", "d.png"]
     predictions = [make_prediction(tmp_path / name, 1.0 + i) for i, name in enumerate(names)]
     write(tmp_path / "whole", predictions)
-    scores, journal = ((tmp_path / "whole" / name).read_bytes() for name in ("scores.csv", "run.jsonl"))
+    names = "scores.csv", "run.jsonl", "regions.csv"
+    scores, journal, regions = ((tmp_path / "whole" / name).read_bytes() for name in names)
+    assert (
+        len(list(csv.reader(io.StringIO(regions.decode(), newline="")))) == 1 + 3
+    )  # that of a.png is at the threshold
     lines = journal.splitlines(keepends=True)
     _, rows = read_run(tmp_path / "whole")
     assert len(rows) == 4
@@ -178,6 +183,7 @@ def test_a_run_is_taken_up_after_any_cut(tmp_path):
     for journal_cut, scores_cut in cuts[::7] + cuts[-1:]:
         (out / "run.jsonl").write_bytes(journal[:journal_cut])
         (out / "scores.csv").write_bytes(scores[:scores_cut])
+        (out / "regions.csv").write_bytes(regions[: 200 * (scores_cut % 3)])  # whatever it holds
         with ResultWriter(out, make_bundle(), frozenset(), resume=True) as writer:
             left = [p for p in predictions if not writer.is_done(p.source)]
             assert len(left) == 4 - sum(end <= scores_cut for end in ends[1:])
@@ -185,6 +191,7 @@ def test_a_run_is_taken_up_after_any_cut(tmp_path):
                 writer.write(prediction)
         assert (out / "scores.csv").read_bytes() == scores
         assert (out / "run.jsonl").read_bytes() == journal
+        assert (out / "regions.csv").read_bytes() == regions
 
 
 def test_a_run_killed_before_its_first_row_is_taken_up(tmp_path):

@@ -2,8 +2,8 @@
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 
-const rows = data.rows.map(([path, name, score, milliseconds, error, url, width, height, defect, regions, misfit, model, near], index) => ({
-  path, name, score, milliseconds, error, url, width, height, defect, regions, misfit, model, near, index,
+const rows = data.rows.map(([path, name, score, milliseconds, error, url, width, height, defect, regions, misfit, model, near, ignored], index) => ({
+  path, name, score, milliseconds, error, url, width, height, defect, regions, misfit, model, near, ignored, index,
   folder: path.includes("/") || path.includes("\\") ? path.replace(/[\\/][^\\/]*$/, "") : "",
 }));
 const scored = rows.filter((row) => row.score !== null);

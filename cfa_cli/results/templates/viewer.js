@@ -39,6 +39,7 @@ function showPicture() {
   picture.hidden = row.error !== null;
   byId("regions").replaceChildren();
   byId("boxes").replaceChildren();
+  showIgnored(row);
   if (row.error !== null) return;
   showRegions(row);
   const { url, filter } = source(row);
@@ -56,6 +57,13 @@ function showPicture() {
   fit();
   const next = state.shown[opened + 1];
   if (next && next.error === null) new Image().src = source(next).url;
+}
+
+// Overlays are hatched already; the image is shown as it is.
+function showIgnored(row) {
+  const hatching = byId("ignored");
+  hatching.hidden = !row.ignored || row.error !== null || view === "overlay" || view === "image";
+  if (!hatching.hidden) hatching.src = fileUrl("report", row.name, ".ignored.png");
 }
 
 // A button a region; the one that is pressed or pointed at has its box drawn on the picture.
