@@ -8,7 +8,6 @@ import torch
 
 from cfa_cli.config import FitConfig
 from cfa_cli.model.backbone import Backbone, check_backbone_name
-from cfa_cli.model.extractor import map_shapes
 from cfa_cli.records import BackboneInfo
 from cfa_cli.weights.loading import load_weights
 
@@ -21,8 +20,3 @@ def load_backbone(config: FitConfig, notify: Callable[[str], None]) -> tuple[Bac
         backbone = Backbone(config.backbone, config.layers, weights.state_dict)
     info = BackboneInfo(config.backbone, backbone.layers, weights.origin, weights.sha256, weights.warning)
     return backbone, info
-
-
-def level_shapes(backbone: Backbone, input_size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """Return (C_l, h_l, w_l) of each feature map for an input of `input_size` (height, width) px."""
-    return [(channels, height, width) for _, channels, height, width in map_shapes(backbone, input_size)]

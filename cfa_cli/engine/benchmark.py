@@ -12,13 +12,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import metadata
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cv2
 import numpy as np
-import timm
 import torch
 
 from cfa_cli import __version__
@@ -164,7 +164,7 @@ def versions() -> dict[str, str]:
         "cfa": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": metadata.version("timm"),
         "numpy": np.__version__,
         "opencv": cv2.__version__,
         "platform": platform.platform(),

@@ -17,7 +17,7 @@ from cfa_cli.data.depth import recognise_depth
 from cfa_cli.data.ignore import IgnoreMasks, find_ignore_masks
 from cfa_cli.data.inputs import find_good_images
 from cfa_cli.data.statistics import by_score, summarise
-from cfa_cli.engine.backbone import level_shapes, load_backbone
+from cfa_cli.engine.backbone import load_backbone
 from cfa_cli.engine.bank import build_bank, count_centroids, leave_one_out_baselines, resolve_gamma_c, score_positions
 from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.ignore import Ignore, ignore_warnings, make_ignore
@@ -174,7 +174,7 @@ def _resolve(
         sizes = sample_sizes(paths, max_pixels)
         size = full_size(sizes) if size and sizes else auto_size([height / width for height, width in sizes])
     geometry = Geometry(size, config.crop, backbone.mean, backbone.std)
-    shapes = level_shapes(backbone, geometry.input_size)
+    shapes = backbone.map_shapes(geometry.input_size)
     grid = shapes[0][1], shapes[0][2]
     config = replace(config, size=size, gamma_c=resolve_gamma_c(config.gamma_c, grid))
     _check_centroids(grid[0] * grid[1], grid, config)

@@ -7,9 +7,9 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-import timm
 import torch
 
 from cfa_cli import __version__
@@ -21,7 +21,7 @@ def record_provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> 
     return Provenance(
         cfa=__version__,
         torch=torch.__version__,
-        timm=timm.__version__,
+        timm=version("timm"),
         python=platform.python_version(),
         date=today(),
         images=len(paths),

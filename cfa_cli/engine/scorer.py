@@ -126,7 +126,7 @@ def build_network(bundle: Bundle) -> Network:
         with torch.device("meta"):  # shapes alone: any timm model may be named, and none is made that the file is not
             outline = Backbone(info.name, info.layers)
             outline.check_weights(weights)
-            levels = outline(torch.empty(1, 3, *input_size))
+            shapes = outline.map_shapes(input_size)
         backbone = Backbone(info.name, info.layers, weights)
     except CfaError as error:
         raise _misfit(f"its backbone cannot be rebuilt: {error.message.rstrip('.')}") from error
@@ -135,7 +135,7 @@ def build_network(bundle: Bundle) -> Network:
     expected = (len(tensors["descriptor.bias"]), sum(backbone.channels) + 2, 1, 1)
     if (found := tuple(tensors["descriptor.weight"].shape)) != expected:
         raise _misfit(f"descriptor.weight has shape {found}, expected {expected}")
-    if (grid := tuple(levels[0].shape[-2:])) != bundle.grid:
+    if (grid := shapes[0][1:]) != bundle.grid:
         raise _misfit(f"its grid is {bundle.grid}, expected {grid}")
     descriptor = Descriptor(backbone.channels, expected[0])
     descriptor.load_state_dict({"weight": tensors["descriptor.weight"], "bias": tensors["descriptor.bias"]})

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from scipy.special import bdtr, betaincinv  # scipy.stats would take half a second to import
 
 from cfa_cli.config import check_threshold
 from cfa_cli.evidence import Calibration, HoldoutImages
@@ -201,6 +200,8 @@ def without_min_area(bundle: Bundle) -> tuple[Bundle, str | None]:
 
 def _fpr_interval(n: int, k: int) -> tuple[float, float]:
     """Return the quantiles of Beta(n + 1 - k, k) that hold `INTERVAL` between them."""
+    from scipy.special import betaincinv  # scipy.stats would take half a second to import; this a quarter
+
     low, high = betaincinv(n + 1 - k, k, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     return float(low), float(high)
 
@@ -215,6 +216,8 @@ def _quantile_interval(
     than 59 scores have no such upper end at the usual rate: then it lies as many times above the threshold as that lies
     above the lower end.
     """
+    from scipy.special import bdtr
+
     n, tail = len(ordered), (1 - INTERVAL) / 2
     at_most = bdtr(np.arange(n), n, 1 - max_fpr)  # the probability that at most 0 .. n - 1 scores lie below it
     surely_below, surely_above = np.flatnonzero(at_most <= tail), np.flatnonzero(1 - at_most <= tail)

@@ -15,14 +15,16 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_device_name(name)
     kind, _, index = name.partition(":")
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }[kind]
-    if not there:
+    if not _is_there(kind, int(index or 0)):
         raise DeviceError(f"The device '{name}' is not there on this machine.", "Use --device auto or --device cpu.")
     return torch.device(name)
+
+
+def _is_there(kind: str, index: int) -> bool:
+    """Tell whether this machine has a device; no driver but its own is asked."""
+    if kind == "cuda":
+        return torch.cuda.is_available() and index < torch.cuda.device_count()
+    return kind != "mps" or torch.backends.mps.is_available()
 
 
 def backbone_dtype(precision: Precision, device: torch.device) -> torch.dtype:

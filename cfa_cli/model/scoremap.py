@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import sparse
 from torch import Tensor, nn
 
 BASELINE_SIGMA = 2.0  # positions: neighbours' statistics are pooled, as held-out images are few
@@ -37,7 +36,7 @@ def position_baseline(count: int | Tensor, total: Tensor) -> Tensor:
     if not float(total.sum()) > 0:
         return torch.ones_like(total, dtype=torch.float32)
     counts = torch.as_tensor(count).expand(total.shape).double().cpu().numpy()
-    rows, columns = (_gaussian_matrix(side, BASELINE_SIGMA) for side in total.shape)
+    rows, columns = (_upsample_and_smooth(side, side, BASELINE_SIGMA) for side in total.shape)
     weights = np.maximum(rows @ counts @ columns.T, np.finfo(float).tiny)
     mean = rows @ total.double().cpu().numpy() @ columns.T / weights
     level = (counts * mean / mean[counts > 0].mean() + BASELINE_PRIOR) / (counts + BASELINE_PRIOR)
@@ -76,8 +75,8 @@ class ScoreMap(nn.Module):
 
     def __init__(self, grid: tuple[int, int], size: tuple[int, int], sigma: float, keep: Tensor | None = None) -> None:
         super().__init__()
-        self.register_buffer("rows", _upsample_and_smooth(grid[0], size[0], sigma), persistent=False)
-        self.register_buffer("columns", _upsample_and_smooth(grid[1], size[1], sigma), persistent=False)
+        self.register_buffer("rows", _matrix(grid[0], size[0], sigma), persistent=False)
+        self.register_buffer("columns", _matrix(grid[1], size[1], sigma), persistent=False)
         self._row_blocks, self._column_blocks = _blocks(self.rows), _blocks(self.columns)
         kept, weights = (None, None) if keep is None else self._weigh(keep[None])
         self.register_buffer("kept", kept, persistent=False)
@@ -123,33 +122,31 @@ def _blocks(matrix: Tensor) -> list[tuple[slice, slice]]:
     return blocks
 
 
-def _upsample_and_smooth(source: int, target: int, sigma: float) -> Tensor:
-    """Return (target, source) float32: bilinear upsampling, then the Gaussian. Both have few weights a row."""
-    matrix = _gaussian_matrix(target, sigma) @ _bilinear_matrix(source, target)
-    return torch.from_numpy(matrix.astype(np.float32).toarray())
+def _matrix(source: int, target: int, sigma: float) -> Tensor:
+    return torch.from_numpy(_upsample_and_smooth(source, target, sigma).astype(np.float32))
 
 
-def _bilinear_matrix(source: int, target: int) -> sparse.csr_array:
-    """Return (target, source): half-pixel centres (align_corners false), clamped at the border."""
+def _upsample_and_smooth(source: int, target: int, sigma: float) -> np.ndarray:
+    """Return (target, source) float64: bilinear upsampling, then the Gaussian. Both have few weights a row.
+
+    Bilinear: half-pixel centres (align_corners false), clamped at the border; the identity where the sizes are equal.
+    """
     centres = ((np.arange(target) + 0.5) * source / target - 0.5).clip(0, source - 1)
     below = np.floor(centres).astype(np.int64)
     weights = np.stack([1 - (centres - below), centres - below], axis=1)
     columns = np.stack([below, np.minimum(below + 1, source - 1)], axis=1)
-    return _by_rows(weights, columns, source)
 
-
-def _gaussian_matrix(size: int, sigma: float) -> sparse.csr_array:
-    """Return (size, size): each row the Gaussian's weights around its pixel, mirrored into the image."""
     radius = int(4 * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2) if sigma > 0 else np.ones(1)
-    position = (np.arange(size)[:, None] + offsets) % (2 * size)
-    mirrored = np.where(position < size, position, 2 * size - 1 - position)
-    return _by_rows(np.broadcast_to(kernel / kernel.sum(), mirrored.shape), mirrored, size)
+    kernel /= kernel.sum()
 
-
-def _by_rows(weights: np.ndarray, columns: np.ndarray, width: int) -> sparse.csr_array:
-    """Return a matrix (n, width) float64 of weights (n, m) in columns (n, m); weights in one place are added."""
-    rows = np.repeat(np.arange(len(weights)), weights.shape[1])
-    entries = (weights.ravel(), (rows, columns.ravel()))
-    return sparse.coo_array(entries, shape=(len(weights), width)).tocsr()
+    result = np.empty((target, source))
+    for top in range(0, target, BLOCK):  # a wide Gaussian's weights of all rows would not fit into memory
+        rows = np.arange(top, min(top + BLOCK, target))
+        position = (rows[:, None] + offsets) % (2 * target)
+        near = np.where(position < target, position, 2 * target - 1 - position)  # mirrored into the image
+        place = (rows - top)[:, None, None] * source + columns[near]
+        summed = np.bincount(place.ravel(), (kernel[:, None] * weights[near]).ravel(), len(rows) * source)
+        result[rows] = summed.reshape(len(rows), source)
+    return result

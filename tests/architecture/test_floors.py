@@ -68,6 +68,33 @@ def test_help_loads_no_heavy_library(arguments):
     assert done.stdout.splitlines()[-1] == "[] 0"
 
 
+# Each takes longer to import than an image to score; torch._dynamo is what torch needs on its meta device.
+NOT_FOR_PREDICTING = (
+    "timm",
+    "torchvision",
+    "sklearn",
+    "scipy",
+    "sympy",
+    "torch._dynamo",
+    "torch.onnx",
+    "huggingface_hub",
+)
+
+
+def test_predict_with_a_plain_resnet_loads_no_more_than_it_needs_and_asks_no_driver(model, good_dir, tmp_path):
+    code = (
+        "import sys, torch\nfrom cfa_cli.__main__ import run\n"
+        "def asked(*arguments): sys.exit('a driver was asked')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.backends.mps.is_available = asked\n"
+        f"code = run(['predict', {str(good_dir)!r}, '--model', {str(model)!r}, '--device', 'cpu', '--quiet'])\n"
+        f"print([name for name in {NOT_FOR_PREDICTING!r} if name in sys.modules], code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+    assert (tmp_path / "maps" / "report.html").exists()
+
+
 MISTAKES = [  # (command line, exit code)
     ("fit nothing", 3),
     ("fit empty", 3),

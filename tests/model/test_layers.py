@@ -16,6 +16,7 @@ from cfa_cli.engine.export_options import ExportOptions
 from cfa_cli.errors import UsageError
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import descriptor_channels
+from cfa_cli.model.resnet import MEAN, PLANS, STD
 from cfa_cli.model.tiles import extract_levels
 
 STAGES = [[f"blocks.1.{i}" for i in range(5)], [f"blocks.2.{i}" for i in (2, 3, 4)], ["blocks.4.6"]]
@@ -58,6 +59,35 @@ def test_the_authors_maps(name):
 def test_elsewhere_the_authors_take_the_usual_maps():
     for name in ("resnet18", "wide_resnet50_2"):
         assert Backbone(name, ("authors",)).layers == Backbone(name).layers == ("layer1", "layer2", "layer3")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in PLANS), ("resnet18", torch.bfloat16), ("wide_resnet50_2", torch.bfloat16)],
+)
+def test_plain_resnets_are_timms_to_the_bit(name, dtype):
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, zero_init_last=False).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as trained ones, whose every number counts
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+    layers = ["2", "layer1", "8", "layer3", "32"]
+    backbone = Backbone(name, layers, model.state_dict()).to(dtype).to(memory_format=torch.channels_last)
+    model.to(dtype).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 50, 77, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = model.forward_intermediates(images, intermediates_only=True)
+        actual = backbone(images)
+    assert len(actual) == 5
+    assert all(torch.equal(*maps) for maps in zip(actual, expected, strict=True))
+    assert backbone.map_shapes((50, 77)) == [tuple(each.shape[1:]) for each in expected]
+    assert backbone.channels == tuple(each.shape[1] for each in expected)
+    config = model.pretrained_cfg
+    assert (MEAN, STD) == (config["mean"], config["std"]) == (backbone.mean, backbone.std)
+    own = {key for key in model.state_dict() if not key.startswith("fc.") and not key.endswith("num_batches_tracked")}
+    assert backbone.weights().keys() == own
+    assert not any(key.startswith("layer4") for key in Backbone(name).weights())
 
 
 def test_any_module_by_its_name():
