@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import cv2
+import numpy as np
 import pytest
 
 from cfa_cli.results.report import write_report
@@ -251,9 +253,6 @@ def test_the_mask_and_heatmap_are_drawn_from_the_map(small, open_page):
 
     def colour(x, y):
         """The picture's colour at a px of the source, as it is on the screen."""
-        import cv2
-        import numpy as np
-
         shot = cv2.imdecode(np.frombuffer(page.locator("#picture").screenshot(), np.uint8), cv2.IMREAD_COLOR_RGB)
         return tuple(int(value) for value in shot[y * 4, x * 4])
 
@@ -387,3 +386,25 @@ def test_regions_are_listed_and_shown(small, open_page):
     page.locator("#canvas").focus()
     page.keyboard.press("End")  # the one that could not be read has none
     assert page.locator("#regions button").count() == 0
+
+
+def test_what_is_ignored_is_hatched_on_the_heatmap_and_the_mask(tmp_path, open_page):
+    keep = np.ones((32, 32), np.float32)
+    keep[:, 16:] = 0
+    write_photograph(tmp_path / "a.png")
+    with ResultWriter(tmp_path / "out", make_bundle(), frozenset({"overlay"})) as writer:
+        writer.write(replace(make_prediction(tmp_path / "a.png", 2.0), keep=keep))
+    page = open_page(write_report(tmp_path / "out", make_bundle(), command=["cfa"]))
+    page.locator(".tile").first.click()
+    hatching, picture = page.locator("#ignored"), page.locator("#picture")
+    for key, shown in {"1": False, "2": False, "3": True, "4": True}.items():  # overlays are hatched by themselves
+        page.keyboard.press(key)
+        assert hatching.is_visible() is shown
+    wait_for(page, "document.querySelector('#ignored').complete && document.querySelector('#picture').complete")
+    assert hatching.bounding_box() == picture.bounding_box()
+    shot = cv2.imdecode(np.frombuffer(page.locator("#frame").screenshot(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    left, right = shot[:, : shot.shape[1] // 2 - 9], shot[:, shot.shape[1] // 2 + 9 :]
+    assert np.isin(left, (0, 255)).mean() > 0.8  # but for the edge of the spot, which is enlarged smoothly
+    assert 0.15 < (right > 150).mean() < 0.6
+    picture.click()  # the hatching does not catch the click
+    assert page.locator("#zoom").get_attribute("aria-pressed") == "true"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from cfa_cli import FitConfig, fit, load_bundle, open_model, predict, save_bundle
+from cfa_cli import FitConfig, calibrate, fit, load_bundle, open_model, predict, save_bundle
 from cfa_cli.data.datasets import open_dataset
 from cfa_cli.engine.benchmark import benchmark
 from cfa_cli.engine.export import ExportOptions, export
@@ -355,3 +355,27 @@ def test_the_command(cfa, good_dir: Path, mask: Path, tmp_path: Path) -> None:  
     assert cfa(*again).code == 0
     assert_refused(cfa(*again, "--ignore", "none"), 3, "was written with another ignore", "--force")
     assert_refused(cfa(*again, "--ignore", "gone.png"), 3, "There is nothing at gone.png", "Give a mask")
+
+
+@pytest.mark.parametrize("kind", ["a folder", "one mask", "none"])
+def test_calibrate_scores_as_predict_does_with_the_same_masks(  # type: ignore[no-untyped-def]
+    fitted, bundle, mask: Path, tmp_path: Path, kind: str
+) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for number in range(6):
+        write_part(images / f"{number}.png", 200 + number, defect=True)
+        if number < 5:
+            write_mask(masks / f"{number}.png", PART)
+    model = bundle if kind == "none" else fitted.bundle
+    ignore = {"a folder": masks, "one mask": mask, "none": "none"}[kind]
+    found = calibrate(model, images, replace_holdout=True, ignore=ignore)
+    scores = sorted(prediction.score for prediction in predict(model, images, ignore=ignore))
+    assert found.bundle.calibration.holdout_scores == pytest.approx(scores, rel=1e-5)
+    without = calibrate(model, images, replace_holdout=True).bundle.calibration
+    assert (without.holdout_scores[0] > found.bundle.calibration.holdout_scores[0]) is (kind != "none")
+    assert any("predict --ignore" in warning for warning in found.warnings)
+    assert any("1 of 6 images have no mask" in warning for warning in found.warnings) is (kind == "a folder")
+    if kind == "one mask":  # pixels that are ignored say nothing of the extent of regions
+        assert found.bundle.calibration.extent_threshold < without.extent_threshold
+    with pytest.raises(InputError, match="There is nothing at gone"):
+        calibrate(model, images, ignore="gone")

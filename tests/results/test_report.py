@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cfa_cli.errors import InputError
 from cfa_cli.records import FitResult
@@ -133,6 +134,23 @@ def test_the_command_line_is_kept_but_for_what_the_page_sets(tmp_path, command, 
 def test_the_model_that_the_lasting_command_calibrates(tmp_path, command, expected):
     _, _, data = report(tmp_path, [], command)
     assert data["model"] == expected
+
+
+def test_the_report_can_hatch_what_is_ignored(tmp_path):
+    """A picture to lay over any other: transparent on what is kept."""
+    keep = np.ones((32, 32), np.float32)
+    keep[:16] = 0
+    half = replace(make_prediction(tmp_path / "a.png", 2.0, size=(600, 900)), keep=keep)
+    whole = replace(make_prediction(tmp_path / "b.png", 2.0), keep=np.ones_like(keep))
+    _, _, data = report(tmp_path / "out", [half, whole, make_prediction(tmp_path / "c.png", 2.0)])
+    assert [path.name for path in (tmp_path / "out" / "report").glob("*.ignored.png")] == ["a.ignored.png"]
+    with Image.open(tmp_path / "out" / "report" / "a.ignored.png") as picture:
+        assert (picture.mode, picture.size) == ("RGBA", (320, 213))
+        alpha = np.asarray(picture)[..., 3]
+    assert not alpha[110:].any()
+    assert (alpha[:100] > 0).all()
+    assert 0.2 < (alpha[:100] == 255).mean() < 0.5  # the lines
+    assert [row[-1] for row in data["rows"]] == [True, False, False]
 
 
 def test_mvtecs_layout_is_recognised(tmp_path):
