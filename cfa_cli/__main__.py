@@ -46,8 +46,9 @@ def run(arguments: list[str]) -> int:
     with lasting_streams():
         try:
             from cfa_cli.cli.app import app
+            from cfa_cli.cli.options import complete_ray
 
-            result = app(args=arguments, prog_name="cfa", standalone_mode=False)
+            result = app(args=complete_ray(arguments), prog_name="cfa", standalone_mode=False)
         except KeyboardInterrupt:
             result = ExitCode.INTERRUPTED
         except SystemExit as end:  # the shell completion's

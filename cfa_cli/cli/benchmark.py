@@ -151,6 +151,7 @@ def benchmark(
     backbone: Backbones = None,
     seed: Seeds = None,
     jobs: Jobs = 1,
+    ray: options.Ray = None,
     config: FitConfig = FitConfig(),
     threshold_report: ThresholdReport = False,
     json: options.Json = False,
@@ -172,12 +173,14 @@ def benchmark(
             obtain.obtain(dataset, data_root, terminal)
         from cfa_cli.data.datasets import name_folders, open_dataset
         from cfa_cli.data.ignore import find_ignore_masks
+        from cfa_cli.engine.cluster import check_ray
         from cfa_cli.weights.loading import check_spec
 
         # Mistakes are said before torch is imported.
+        check_ray(ray, config.device, jobs)
         if model:
             _check_models(model)
-            _check_alone(config, backbone=backbone, seed=seed, jobs=jobs > 1, save_models=save_models)
+            _check_alone(config, backbone=backbone, seed=seed, jobs=jobs > 1, ray=ray, save_models=save_models)
         named = name_folders(Path(dataset), train, good, bad or (), masks)
         data = open_dataset(dataset, data_root, category or (), named, trains=not model)
         for note in dict.fromkeys(note for each in data.categories for note in each.notes):
@@ -208,6 +211,7 @@ def benchmark(
                     backbones=backbone or (),
                     seeds=seed or (),
                     jobs=jobs,
+                    ray=ray,
                     save_models=save_models,
                     **shared,
                 )

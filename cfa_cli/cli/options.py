@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cfa_cli.config import PRESETS, FitConfig, Precision, Preset
+from cfa_cli.engine.cluster import LOCAL, is_address
 from cfa_cli.errors import UsageError
 
 DEFAULT_MODEL = Path("cfa-model.safetensors")
@@ -63,6 +64,16 @@ Model = Annotated[Path, typer.Option("--model", "-m", help="The model to use.", 
 Device = Annotated[str, field_option("device")]
 PrecisionOption = Annotated[Precision | None, field_option("precision", "the model's")]
 MaxFpr = Annotated[float | None, field_option("max_fpr", "the model's")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[ADDRESS]",
+        help="Spread the work over a Ray cluster: HOST:PORT, auto for the one that this machine is part of, or no "
+        "address for this machine's cores. Its workers must see the images and --out.",
+        show_default=False,
+        rich_help_panel="Computing",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.", rich_help_panel=MESSAGES),
@@ -184,3 +195,13 @@ _TEXTS: dict[str, Callable[[str], Any]] = {  # fields that are written as text o
     "gamma_c": lambda text: None if text == "auto" else parse_number(text, "--gamma-c"),
     "layers": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
 }
+
+
+def complete_ray(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the address after each `--ray` that has none: Typer knows no optional values."""
+    completed: list[str] = []
+    for argument in arguments:
+        if completed[-1:] == ["--ray"] and not is_address(argument):
+            completed.append(LOCAL)
+        completed.append(argument)
+    return [*completed, LOCAL] if completed[-1:] == ["--ray"] else completed

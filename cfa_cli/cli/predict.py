@@ -88,6 +88,7 @@ def predict(
             rich_help_panel="Computing",
         ),
     ] = False,
+    ray: options.Ray = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -119,11 +120,13 @@ def predict(
     with Terminal(quiet, verbose) as terminal:
         terminal.note("Starting ...")
         if watch is not None:
+            if ray is not None:
+                raise UsageError("--ray does not go with --watch.", "Leave one of them out.")
             from cfa_cli.cli.watch import watch_folder
 
             run = watch_folder(model, watch, terminal, as_json=json, **arguments)
         else:
-            run = _score(model, paths or [], terminal, as_json=json, **arguments)
+            run = _score(model, paths or [], terminal, as_json=json, ray=ray, **arguments)
     return _conclude(run, as_json=json, lines=watch is not None or _streams(paths), fail_on_anomaly=fail_on_anomaly)
 
 

@@ -9,7 +9,7 @@ import signal
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -26,6 +26,8 @@ from cfa_cli.config import FitConfig
 from cfa_cli.data.datasets import Dataset
 from cfa_cli.data.ignore import IgnoreMasks, find_ignore_masks
 from cfa_cli.engine.backbone import load_backbone
+from cfa_cli.engine.cluster import check_ray, connected
+from cfa_cli.engine.cluster_benchmark import outcomes_on_cluster
 from cfa_cli.engine.evaluate import Job, data_digest, evaluate
 from cfa_cli.errors import CfaError, UsageError, is_out_of_memory
 from cfa_cli.model.device import choose_device
@@ -45,6 +47,7 @@ class BenchmarkProgress:
     step: Progress | None  # None when an evaluation has ended
 
 
+Do = Callable[[Sequence[Job], Callable[[Job, Progress], None]], Generator[tuple[Job, Evaluation | Failure], None, None]]
 BenchmarkCallback = Callable[[BenchmarkProgress], None]
 
 
@@ -56,6 +59,7 @@ def benchmark(
     backbones: Sequence[str] = (),
     seeds: Sequence[int] = (),
     jobs: int = 1,
+    ray: str | None = None,
     save_models: bool = False,
     save_maps: bool = False,
     ignore: str | Path | None = None,
@@ -70,8 +74,9 @@ def benchmark(
     and data, are not done again, unless `force` starts over. `save_models` keeps the models in `out/models`,
     `save_maps` the score maps in `out/maps`, as MVTec's evaluator reads them: NAME/CATEGORY/test/KIND/NAME.tiff,
     float32, at the image's size. `ignore` names what is not looked at and in no pixel metric, as for `fit`. `jobs` > 1
-    takes as many processes at a time, on all GPUs in turn. `command` is kept with the results. `out` is held: another
-    benchmark cannot write to it meanwhile.
+    takes as many processes at a time, on all GPUs in turn; `ray`, the address of a Ray cluster as `predict` takes it,
+    as many as the cluster has room for, whose workers must see the data and `out`. `command` is kept with the results.
+    `out` is held: another benchmark cannot write to it meanwhile.
 
     An evaluation that fails is reported in the results' failures and stops no other. Raises what is wrong with all
     before the first: UsageError, WeightsError, DeviceError, and InputError where `out` holds other results, is held by
@@ -82,7 +87,8 @@ def benchmark(
     if jobs < 1:
         raise UsageError(f"--jobs {jobs} is too small.", "Use for example --jobs 2.")
     masks = None if ignore is None else find_ignore_masks(ignore)
-    weights = _check(config, backbones, notify)
+    check_ray(ray, config.device, jobs)
+    weights = _check(config, backbones, notify, here=ray is None)
     results = Results(
         name_data(dataset, masks), replace(config, backbone=backbones[0], seed=seeds[0]), (), (), versions()
     )
@@ -99,10 +105,11 @@ def benchmark(
         for seed in seeds
         for category in dataset.categories
     ]
-    with locked(out):
+    with locked(out), nullcontext() if ray is None else connected(ray):
         if not force:
             results = _still_valid(read_results(out, results), dataset, weights, masks)
-        return _evaluate_all(wanted, results, out, jobs, command, progress, notify)
+        do = partial(_outcomes, jobs=jobs) if ray is None else partial(_outcomes_on_cluster, notify=notify)
+        return _evaluate_all(wanted, results, out, do, command, progress, notify)
 
 
 def name_data(dataset: Dataset, ignore: IgnoreMasks | None) -> str:
@@ -126,12 +133,12 @@ def _evaluate_all(
     wanted: Sequence[Job],
     results: Results,
     out: Path,
-    jobs: int,
+    do: Do,
     command: str,
     progress: BenchmarkCallback,
     notify: Callable[[str], None],
 ) -> Results:
-    """Do the jobs that `results` lacks, and write all after each of them."""
+    """`do` the jobs that `results` lacks, and write all after each of them."""
     finished = {each.key for each in results.evaluations}
     order = {job.key: place for place, job in enumerate(wanted)}
     pending = [job for job in wanted if job.key not in finished or not all(path.exists() for path in job.outputs())]
@@ -142,7 +149,7 @@ def _evaluate_all(
     def report(job: Job, step: Progress) -> None:
         progress(BenchmarkProgress(done, len(wanted), job.label, step))
 
-    with closing(_outcomes(pending, jobs, report)) as outcomes:
+    with closing(do(pending, report)) as outcomes:
         for job, outcome in outcomes:
             if isinstance(outcome, Evaluation):
                 new = replace(outcome, command=command, versions=versions_text(results.versions))
@@ -173,9 +180,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], None]) -> dict[str, str]:
-    """Find what would fail in every evaluation before the first: options, device, weights. Return their sha256."""
-    choose_device(config.device)
+def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], None], here: bool) -> dict[str, str]:
+    """Find what would fail in every evaluation before the first: options, device, weights. Return their sha256.
+
+    here: whether they run on this machine.
+    """
+    if here:
+        choose_device(config.device)
     digests = {}
     for backbone in backbones:
         _, info = load_backbone(replace(config, backbone=backbone), notify)
@@ -184,7 +195,7 @@ def _check(config: FitConfig, backbones: Sequence[str], notify: Callable[[str], 
 
 
 def _outcomes(
-    pending: Sequence[Job], jobs: int, report: Callable[[Job, Progress], None]
+    pending: Sequence[Job], report: Callable[[Job, Progress], None], *, jobs: int
 ) -> Generator[tuple[Job, Evaluation | Failure], None, None]:
     """Do all jobs; yield each one's outcome as it ends."""
     if jobs == 1 or not pending:
@@ -212,6 +223,13 @@ def _outcomes(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(processes):  # on Ctrl-C
             process.terminate()
+
+
+def _outcomes_on_cluster(
+    pending: Sequence[Job], report: Callable[[Job, Progress], None], *, notify: Callable[[str], None]
+) -> Generator[tuple[Job, Evaluation | Failure], None, None]:
+    """Do the same on the cluster that is connected, from where no steps are reported."""
+    yield from outcomes_on_cluster(pending, partial(_attempt, report=lambda step: None), _failure, notify)
 
 
 def _attempt(job: Job, report: Callable[[Progress], None]) -> Evaluation | Failure:

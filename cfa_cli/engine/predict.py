@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ def predict(
     max_pixels: float = MAX_PIXELS,
     ignore: str | Path | None = None,
     match: bool = False,
+    ray: str | None = None,
     stdin: Iterable[str] = (),
     progress: ProgressCallback | None = None,
     command: Sequence[str] = (),
@@ -74,6 +76,8 @@ def predict(
     ignore: what to ignore in place of what the model does: a mask (white is ignored), polygons as JSON, a folder of
         these by the images' names, or "none". Not for exported models.
     match: with a folder of bundles, each image takes the one that fits it best.
+    ray: score on a Ray cluster: its address "HOST:PORT", "auto" for the one that this machine is part of, or "local"
+        for this machine's cores. `inputs` are paths then, which the workers must see, and `out` is needed.
     stdin: the lines that "-" stands for.
     progress: is called after each image where their number is known.
     command: the command line that the report shows.
@@ -95,6 +99,7 @@ def predict(
         max_pixels=max_pixels,
         ignore=ignore,
         match=match,
+        ray=ray,
         command=command,
     )
     left_out = LeftOut()
@@ -104,12 +109,20 @@ def predict(
             "Arrays have no names by which a run could be resumed.",
             "Give files, an iterator (its arrays are numbered on), or force=True to start again.",
         )
+    if ray is not None and (items or reads_stdin):
+        raise UsageError("A cluster scores files and folders, not arrays and not `-`.", "Leave --ray out.")
     options.check_model(model)
     from cfa_cli.data.stream import stream_lines, stream_sources
+    from cfa_cli.engine.cluster_predict import ClusterModel
     from cfa_cli.engine.predictions import Predictions
     from cfa_cli.engine.products import open_models
 
-    run = Predictions(open_models(model, options), options, progress=progress, started=started, left_out=left_out)
+    with ExitStack() as held:
+        models = (
+            open_models(model, options) if ray is None else held.enter_context(closing(ClusterModel(model, options)))
+        )
+        run = Predictions(models, options, progress=progress, started=started, left_out=left_out)
+        run.hold(held.pop_all())
     run.add([source for source in listed if not run.is_done(source)])
     if isinstance(items, Iterator):
         run.add_stream(_one_by_one(stream_sources(items, is_taken=run.is_done, left_out=left_out)))

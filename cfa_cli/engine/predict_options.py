@@ -10,6 +10,7 @@ from typing import get_args
 from cfa_cli.bundle import check_there
 from cfa_cli.config import Precision, check_max_pixels, check_threshold
 from cfa_cli.data.ignore import check_ignore
+from cfa_cli.engine.cluster import check_ray
 from cfa_cli.errors import UsageError
 from cfa_cli.records import DEFAULT_SAVE, MAX_PIXELS, SaveKind
 
@@ -34,6 +35,7 @@ class PredictOptions:
     max_pixels: float = MAX_PIXELS
     ignore: str | Path | None = None
     match: bool = False
+    ray: str | None = None
     command: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class PredictOptions:
         check_threshold(self.threshold, self.max_fpr)
         check_max_pixels(self.max_pixels)
         check_ignore(self.ignore)
+        check_ray(self.ray, self.device)
 
     def check_model(self, model: object) -> None:
         """Raise BundleError where a path is neither a model nor a folder, UsageError for `match` without a folder."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cfa_cli.data.watch import WatchedFolder
+from cfa_cli.engine.cluster_predict import ClusterModel
 from cfa_cli.engine.drift import DriftMonitor
 from cfa_cli.engine.model import Model
 from cfa_cli.engine.predict_options import PredictOptions
@@ -47,7 +48,7 @@ class Predictions(Iterator[Prediction]):
 
     def __init__(
         self,
-        model: Model | ModelFolder,
+        model: Model | ModelFolder | ClusterModel,
         options: PredictOptions,
         *,
         progress: ProgressCallback | None = None,
@@ -111,6 +112,10 @@ class Predictions(Iterator[Prediction]):
         """Score what arrives in a folder as well."""
         self._folder = folder
         self.add_stream(folder)
+
+    def hold(self, resource: ExitStack) -> None:
+        """Close this as well when the run ends."""
+        self._exit.push(resource)
 
     def is_done(self, source: Source) -> bool:
         """Whether an image has its row in `out`."""
@@ -183,10 +188,8 @@ class Predictions(Iterator[Prediction]):
     def _run(self) -> Generator[Prediction, None, None]:
         monitors: dict[str, DriftMonitor] = {}
         with self._exit:
-            sources = chain.from_iterable(self._sources)
-            for batch in self._model.score_batches(
-                sources, keep_images=self._keep_images, max_pixels=self._max_pixels, ignore=self._ignore
-            ):
+            for batch in self._score():
+                self._warnings |= dict.fromkeys(self._model.warnings)  # a cluster's come with its results
                 final = [self._compared(one) for one in batch if self._folder is None or self._folder.is_final(one)]
                 if batch and not final:
                     continue
@@ -209,6 +212,18 @@ class Predictions(Iterator[Prediction]):
                 self._alarm(monitor.finish(), name)
             # At the end, where the report is about to be written: with the counts of the whole run.
             self._warnings |= dict.fromkeys([*self._counts.misfit_notes(), *self._left_out.sentences()])
+
+    def _score(self) -> Iterator[list[Prediction]]:
+        sources = chain.from_iterable(self._sources)
+        if isinstance(self._model, ClusterModel):
+            assert self._writer is not None  # a cluster writes to a folder
+            writer = self._writer
+            # Names are given out in input order, before anything is scored.
+            named = ((source, writer.name_of(source)) for source in sources if source is not None)
+            return self._model.score_batches(named, self._ignore)
+        return self._model.score_batches(
+            sources, keep_images=self._keep_images, max_pixels=self._max_pixels, ignore=self._ignore
+        )
 
     def _alarm(self, drift: Drift | None, name: str) -> None:
         if drift is not None:
