@@ -18,6 +18,7 @@ from cfa_cli.errors import UsageError
 BankKind = Literal["mean", "ema", "kmeans"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["default", "paper"]
+Augment = Literal["none", "rotate", "flip", "rotate+flip"]
 
 MIN_SIDE = 32  # px, of images and of the network's input
 MAX_SIDE = 8192  # px, of the network's input
@@ -97,6 +98,10 @@ class FitConfig:
         "Px of the images that a region must have over the threshold, in one piece: smaller ones are specks, which are "
         "not marked and do not make an image anomalous.",
     ] = 1
+    augment: Annotated[
+        Augment,
+        "Learn good images turned too (by quarters; by half where the input is not square), or mirrored left to right.",
+    ] = "none"
     seed: Annotated[int, Range(0, 2**32 - 1), "Of the hold-out, the initial descriptor and the order of images."] = 0
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps."] = "auto"
     precision: Annotated[

@@ -26,6 +26,8 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
         *threshold_facts(bundle),
         ("Trained", f"{epochs}, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
     ]
+    if config.augment != "none":
+        facts.insert(-1, ("Augmented", config.augment))
     if (keep := bundle.tensors.get("keep")) is not None:
         facts.insert(4, ("Ignored", f"{1 - float(keep.mean()):.1%} of the image"))
     return facts + [("Warning", warning) for warning in bundle.warnings]

@@ -206,19 +206,21 @@ def score_positions(
     return torch.stack(scores)
 
 
-def leave_one_out_baselines(positions: Tensor, normalize: bool, kept: Tensor | None = None) -> Iterator[Tensor]:
-    """Yield baselines (h, w) from held-out scores (n, h, w): of all images, then of all but the first, and so on.
+def leave_one_out_baselines(
+    positions: Tensor, normalize: bool, kept: Tensor | None = None, views: int = 1
+) -> Iterator[Tensor]:
+    """Yield baselines (h, w) from held-out scores (n * views, h, w): of all images, of all but the first, and so on.
 
     Good parts vary more at some positions than at others, so the same score means less there. A held-out image is
     judged by the baseline of the other images alone: only then does its score tell how a new image would score.
-    Without `normalize` every baseline is 1. `kept` (n, h, w) bool tells what is not ignored; None: all.
+    Without `normalize` every baseline is 1. `kept` (n * views, h, w) bool tells what is not ignored; None: all.
     """
     if not normalize:
-        yield from repeat(torch.ones_like(positions[0]), 1 + len(positions))
+        yield from repeat(torch.ones_like(positions[0]), 1 + len(positions) // views)
         return
     counted = torch.ones_like(positions, dtype=torch.float64) if kept is None else kept.double()
     scores = positions.double() * counted
     count, total = counted.sum(0), scores.sum(0)
     yield position_baseline(count, total)
-    for one, own in zip(counted, scores, strict=True):
-        yield position_baseline(count - one, total - own)
+    for one, own in zip(torch.split(counted, views), torch.split(scores, views), strict=True):
+        yield position_baseline(count - one.sum(0), total - own.sum(0))

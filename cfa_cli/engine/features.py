@@ -1,6 +1,6 @@
 """The pooled feature maps of all training images: computed once, kept in half precision.
 
-The backbone is frozen and its input is not augmented, so every epoch would compute the same maps again.
+The backbone is frozen and its input is the same in every epoch, so each would compute the same maps again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.scoremap import kept_positions
 from cfa_cli.model.tiles import extract_levels
+from cfa_cli.model.views import AS_IT_IS, View
 from cfa_cli.records import MAX_PIXELS, Geometry, ImageStatistics, Progress, ProgressCallback, Source
 
 BATCH_SIZE = 8  # images whose maps are computed at a time
@@ -158,8 +159,9 @@ def store_features(
     progress: ProgressCallback,
     max_pixels: float = MAX_PIXELS,
     ignore: Ignore | None = None,
+    views: Sequence[View] = (AS_IT_IS,),
 ) -> tuple[list[Source], list[tuple[str, str]], list[ImageStatistics]]:
-    """Fill the store from images whose 16-bit files hold `bit_depth` bits.
+    """Fill the store from images whose 16-bit files hold `bit_depth` bits: with all views of the first, and so on.
 
     What is ignored of all images the backbone does not see: it is the mean colour there.
     Returns the sources that are in it, in its order; the others: (path, reason); and what the images in it are like.
@@ -169,9 +171,9 @@ def store_features(
     skipped: list[tuple[str, str]] = []
     waiting: list[Tensor] = []
     kept: list[Tensor | None] = []
-    seen = None if ignore is None or ignore.common is None else ignore.common.to(device)
+    common = None if ignore is None else ignore.common
+    seen = None if common is None else common.to(device)
     grid = store.shapes[0][1], store.shapes[0][2]
-    everywhere = None if ignore is None else _positions(ignore.common, grid)
 
     batch_size = images_at_a_time(geometry.input_size, BATCH_SIZE)
 
@@ -203,16 +205,18 @@ def store_features(
             else:
                 usable.append(decoded.source)
                 statistics.append(decoded.statistics)
-                waiting.append(decoded.input)
-                kept.append(everywhere if seen is not None else _positions(decoded.keep, grid))
-            if len(waiting) == batch_size:
-                flush()
+                shown = decoded.input if common is None else decoded.input * common
+                for view in views:
+                    waiting.append(view.of(shown))
+                    kept.append(None if decoded.keep is None else _positions(view.of_kept(decoded.keep, common), grid))
+                    if len(waiting) == batch_size:
+                        flush()
             progress(Progress("reading", number, len(sources)))
         flush()
     return usable, skipped, statistics
 
 
-def _positions(keep: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
+def _positions(keep: Tensor, grid: tuple[int, int]) -> Tensor | None:
     """Return the positions (h, w) bool that are kept where the pixels `keep` (H, W) are; None if all are."""
-    kept = None if keep is None else kept_positions(keep[None], grid)[0]
-    return None if kept is None or bool(kept.all()) else kept
+    kept = kept_positions(keep[None], grid)[0]
+    return None if bool(kept.all()) else kept

@@ -34,6 +34,7 @@ from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.scoremap import ScoreMap, kept_positions
+from cfa_cli.model.views import View, views_of
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import MAX_PIXELS, Bundle, FitResult, Geometry, Progress, ProgressCallback, Source
 from cfa_cli.results.regions import image_score
@@ -82,21 +83,29 @@ def fit(
     if 8 < bit_depth < 16:
         notify(f"The 16-bit files hold {bit_depth}-bit values: {2**bit_depth - 1} is white.")
     sources = [Source(path, path.name) for path in paths]
-    with FeatureStore(shapes, len(paths)) as store:
+    views = views_of(config.augment, geometry)
+    with FeatureStore(shapes, len(paths) * len(views)) as store:
         usable, skipped, statistics = store_features(
-            store, backbone, sources, geometry, device, bit_depth, progress, max_pixels, ignored
+            store, backbone, sources, geometry, device, bit_depth, progress, max_pixels, ignored, views
         )
         _check_usable(usable, skipped)
         train, holdout = split_holdout(len(usable), config.holdout, config.seed)
-        learned = _learn(store, train, backbone.channels, device, config, progress)
-        positions = score_positions(store, holdout, learned.descriptor, learned.bank, config, progress)
-        kept = store.kept(holdout)
-        mixed = kinds_warning(store.means().numpy(), [source.path for source in usable])
+        learned = _learn(store, _rows(train, len(views)), backbone.channels, device, config, progress)
+        held = _rows(holdout, len(views))
+        positions = score_positions(store, held, learned.descriptor, learned.bank, config, progress)
+        kept = store.kept(held)
+        mixed = kinds_warning(store.means()[:: len(views)].numpy(), [source.path for source in usable])
 
-    keeps = [None if ignored is None else ignored.keep(usable[index].path) for index in holdout]
+    keeps = [
+        None if ignored is None else view.of_kept(ignored.keep(usable[index].path), ignored.common)
+        for index in holdout
+        for view in views
+    ]
     score_map = ScoreMap(grid, geometry.input_size, config.sigma)
     sizes = [(statistics[index].height, statistics[index].width) for index in holdout]
-    baseline, scores, calibration = _calibrate(positions, kept, keeps, sizes, score_map, learned, config, geometry)
+    baseline, scores, calibration = _calibrate(
+        positions, kept, keeps, sizes, views, score_map, learned, config, geometry
+    )
     tensors |= learned.tensors() | {"baseline": baseline}
     if ignored is not None and ignored.common is not None:
         tensors["keep"] = ignored.common.numpy()
@@ -163,6 +172,11 @@ def _find(good: str | Path | Sequence[Path], left_out: LeftOut) -> tuple[Path | 
             f"At least 2 good images are needed; found {len(paths)}.", "Give a folder with 20 or more good images."
         )
     return folder, paths
+
+
+def _rows(images: Sequence[int], views: int) -> list[int]:
+    """Return where the store has the images' views."""
+    return [image * views + view for image in images for view in range(views)]
 
 
 def _resolve(
@@ -266,23 +280,31 @@ def _calibrate(
     kept: Tensor | None,
     keeps: Sequence[Tensor | None],
     sizes: Sequence[tuple[int, int]],
+    views: Sequence[View],
     score_map: ScoreMap,
     learned: _Learned,
     config: FitConfig,
     geometry: Geometry,
 ) -> tuple[np.ndarray, list[float], Calibration]:
-    """Return the baseline (h, w), the images' scores and the thresholds, from held-out position scores (n, h, w).
+    """Return the baseline (h, w), the n images' scores and the thresholds, from position scores (n * views, h, w).
 
-    `kept` (n, h, w) bool are the positions that are not ignored, `keeps` the same of each image's pixels, (H, W), and
-    `sizes` its (height, width) px.
+    `kept` (n * views, h, w) bool are the positions that are not ignored, `keeps` the same of each view's pixels, and
+    `sizes` the images' (height, width) px. An image's score is that of its highest view: so the threshold holds for a
+    good part whichever way it lies.
     Raises UsageError if the training diverged.
     """
-    baseline, *baselines_without = leave_one_out_baselines(positions, config.normalize_positions, kept)
+    count = len(views)
+    baseline, *baselines_without = leave_one_out_baselines(positions, config.normalize_positions, kept, count)
     maps, scores = [], []
-    for own, others, keep, size in zip(positions, baselines_without, keeps, sizes, strict=True):
-        whole = score_map(own / others) if keep is None else score_map((own / others)[None], keep[None])[0]
-        scores.append(image_score(whole.numpy(), geometry, size, config.min_area))
-        maps.append(_thin((whole if keep is None else whole[keep > 0]).numpy()))
+    for image, (others, size) in enumerate(zip(baselines_without, sizes, strict=True)):
+        pixels, highest = [], -math.inf
+        for view, row in zip(views, range(image * count, (image + 1) * count), strict=True):
+            relative, keep = positions[row] / others, keeps[row]
+            whole = score_map(relative) if keep is None else score_map(relative[None], keep[None])[0]
+            highest = max(highest, image_score(whole.numpy(), geometry, view.size_of(size), config.min_area))
+            pixels.append(_thin((whole if keep is None else whole[keep > 0]).numpy()))
+        scores.append(highest)
+        maps.append(np.concatenate(pixels))
     if not all(map(math.isfinite, (*learned.losses, *scores))) or not bool(learned.descriptor.weight.isfinite().all()):
         raise UsageError(
             f"The training diverged with --lr {config.lr:g}.", "Choose a smaller --lr; the paper's is 0.001."

@@ -119,7 +119,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
         ),
         (
             "--size 64x48 --crop 32x40 --layers 8,4 --bank ema --gamma-c 2 --gamma-d 3 --epochs 0 --batch-size 3 "
-            "--lr 0.01 --seed 9 --holdout 0.4 --max-fpr 0.2 --precision float32 --device cpu",
+            "--lr 0.01 --seed 9 --augment rotate+flip --holdout 0.4 --max-fpr 0.2 --precision float32 --device cpu",
             FitConfig(
                 weights="embedded",
                 size=(64, 48),
@@ -132,6 +132,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
                 batch_size=3,
                 lr=0.01,
                 seed=9,
+                augment="rotate+flip",
                 holdout=0.4,
                 max_fpr=0.2,
                 precision="float32",
