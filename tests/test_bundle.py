@@ -259,6 +259,7 @@ def test_wrong_tensors(saved, name, value, expected):
         ("calibration", "pixel_threshold", -1.0),
         ("calibration", "threshold_low", 0.5),  # without the other end
         ("calibration", "display_high", 0.3),
+        ("calibration", "min_area", 0),
         ("calibration", "holdout_scores", []),
         ("backbone", "name", 7),
         ("provenance", "images", 1.5),

@@ -17,7 +17,7 @@ from cfa_cli.bands import bands_of
 from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction
-from cfa_cli.results.regions import mark
+from cfa_cli.results.regions import mark, mark_reduced
 
 CONTOUR = (0, 229, 255)  # cyan: the one strong hue that the colour map does not have
 ANOMALOUS = (255, 106, 84)
@@ -161,7 +161,8 @@ def draw_thumbnail(
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)
-    picture = blend(small, small_map, bundle.calibration, mark(small_map, bundle.calibration, factor))
+    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, (height, width), size)
+    picture = blend(small, small_map, bundle.calibration, mask)
     ignored = None if prediction is None else find_ignored(prediction, bundle, size)
     if ignored is not None:
         hatch(picture, ignored)

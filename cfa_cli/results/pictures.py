@@ -27,7 +27,7 @@ from cfa_cli.results.overlays import (
     find_ignored,
     scale_map,
 )
-from cfa_cli.results.regions import find_regions, mark
+from cfa_cli.results.regions import find_regions, mark, mark_reduced
 
 KINDS = {  # of --save: folder and suffix
     "overlay": ("overlays", ".png"),
@@ -147,10 +147,12 @@ class Pictures:
         report = self._out / REPORT_FOLDER
         small = draw_thumbnail(image, prediction.score_map, bundle, prediction=prediction)
         write_picture(report / f"{name}{THUMBNAIL}", small)
-        small_map = resize_map(prediction.score_map, geometry, (small.shape[0], small.shape[1]))
+        reduced = small.shape[0], small.shape[1]
+        small_map = resize_map(prediction.score_map, geometry, reduced)
         write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))
-        write_picture(report / f"{name}{REPORT_MASK}", mark(small_map, calibration, max(small.shape) / max(size)))
-        if (ignored := find_ignored(prediction, bundle, (small.shape[0], small.shape[1]))) is not None:
+        mask = mark_reduced(prediction.score_map, geometry, calibration, size, reduced)
+        write_picture(report / f"{name}{REPORT_MASK}", mask)
+        if (ignored := find_ignored(prediction, bundle, reduced)) is not None:
             write_picture(report / f"{name}{REPORT_IGNORED}", draw_hatching(ignored))
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
             shown = draw_thumbnail(image, None, bundle, JPEG_SIDE)

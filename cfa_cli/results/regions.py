@@ -53,19 +53,17 @@ def _large_regions(score_map: np.ndarray, level: np.float32, min_area: int) -> l
     return [score_map[top : top + height, left : left + width] for left, top, width, height, _ in large.tolist()]
 
 
-def mark(score_map: np.ndarray, calibration: Calibration, scale: float = 1.0) -> np.ndarray:
+def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Mark the regions of a score map (h, w) float32: (h, w) uint8, 255 in them, 0 elsewhere.
 
     Hysteresis thresholding: a region is an area over the extent threshold in which there is one over the pixel
     threshold, of `min_area` px or more. So a good image shows one as rarely as the pixel threshold says, and a defect
     is marked to its edge and not only at its core.
-
-    scale: the map's px a px of the source, along a side; areas are in px of the source.
     """
     core = np.multiply(score_map > calibration.pixel_threshold, np.uint8(255))
-    if (min_area := round(calibration.min_area * scale**2)) > 1 and core.any():
+    if calibration.min_area > 1 and core.any():
         _, labels, boxes, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
-        large = boxes[:, cv2.CC_STAT_AREA] >= min_area
+        large = boxes[:, cv2.CC_STAT_AREA] >= calibration.min_area
         large[0] = False  # all that is not in the core
         _paint(core, labels, large)
     extent = calibration.extent_threshold
@@ -76,6 +74,23 @@ def mark(score_map: np.ndarray, calibration: Calibration, scale: float = 1.0) ->
     marked[labels[core > 0]] = True
     _paint(core, labels, marked)
     return core
+
+
+def mark_reduced(
+    score_map: np.ndarray,
+    geometry: Geometry,
+    calibration: Calibration,
+    size: tuple[int, int],
+    reduced: tuple[int, int],
+) -> np.ndarray:
+    """Mark, in a picture reduced to (h, w) px, the regions of an image of `size` (height, width) px.
+
+    score_map: (H, W) float32, at the network's input. Where areas count, they are those of the image itself.
+    """
+    if calibration.min_area <= 1:
+        return mark(resize_map(score_map, geometry, reduced), calibration)
+    mask = mark(resize_map(score_map, geometry, size), calibration)
+    return np.multiply(cv2.resize(mask, reduced[::-1], interpolation=cv2.INTER_AREA) > 0, np.uint8(255))
 
 
 def _paint(mask: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> None:

@@ -22,7 +22,7 @@ import torch
 from speed import describe_machine, run_json, words
 
 HERE = Path(__file__).resolve().parent
-LARGE = "The images' own size up to 12 megapixels: [large images](large.md)."
+LARGE = "The images' own size up to 50 megapixels: [large images](large.md)."
 TRAINED_ON = 12  # images: the cost of fit is given per image and epoch
 TITLES = {
     "images": "Number of images (predict)",

@@ -43,8 +43,8 @@ def run(out, kill_at=None):
         assert process.wait() in (0, -signal.SIGKILL)
 
 
-def rows(out):
-    with (out / "scores.csv").open(newline="") as file:
+def rows(out, name="scores.csv"):
+    with (out / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -61,11 +61,15 @@ def test_a_run_killed_many_times_loses_nothing_and_does_nothing_twice(tmp_path):
         run(out, min(len(done) + chance.randint(0, 8), IMAGES))
         done = [row["path"] for row in rows(out)[:-1]]  # the last may be torn
         assert done == [f"in/{index:03}.png" for index in range(len(done))]
+        listed = [row["path"] for row in rows(out, "regions.csv")]
+        assert listed[: len(done) - 1] == done[1:]  # the first is not over the threshold
+        assert len(listed) <= len(done) + 1
         for path in pictures(out):
             with Image.open(path) as picture:
                 picture.load()  # raises where it is not whole
     run(out)
-    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    for name in ("scores.csv", "regions.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert [path.relative_to(out) for path in pictures(out)] == [path.relative_to(whole) for path in pictures(whole)]
     assert not [name for _, _, names in os.walk(out) for name in names if name.startswith(".")]
     for mine, other in zip(pictures(out), pictures(whole), strict=True):
@@ -110,6 +114,7 @@ def test_predict_killed_and_resumed_gives_what_an_uninterrupted_run_gives(model,
     assert [row["path"] for row in rows(out)] == [str(tmp_path / "in" / name) for name in names]
     for mine, other in zip(pictures(out), pictures(tmp_path / "whole"), strict=True):
         assert mine.read_bytes() == other.read_bytes()
+    assert (out / "regions.csv").read_bytes() == (tmp_path / "whole" / "regions.csv").read_bytes()
     assert (out / "report.html").is_file()
 
 

@@ -16,7 +16,7 @@ from cfa_cli.results.overlays import (
     draw_thumbnail,
     to_8_bit,
 )
-from cfa_cli.results.regions import mark
+from cfa_cli.results.regions import mark, mark_reduced
 from tests.results.runs import CALIBRATION, make_bundle, make_prediction
 
 LOW, MIDDLE, HIGH = CALIBRATION.display_low, CALIBRATION.pixel_threshold, CALIBRATION.display_high
@@ -191,3 +191,19 @@ def test_thumbnails_are_small_and_keep_the_aspect():
     plain = draw_thumbnail(shown.image, None, make_bundle(), side=100)
     assert plain.shape == (50, 100, 3)
     assert (plain == 128).all()
+
+
+def test_small_pictures_mark_what_counts_at_full_size():
+    score_map = np.full((32, 32), 0.5, np.float32)
+    score_map[4:6, 4:6] = score_map[16:24, 16:24] = 2.0  # of 320 x 320 px about 900 and 7,500
+    bundle = make_bundle()
+    image = np.full((320, 320, 3), 128, np.uint8)
+    for min_area, marked in ((1, (True, True)), (2500, (False, True)), (9000, (False, False))):
+        calibration = replace(bundle.calibration, min_area=min_area)
+        full = mark(resize_map(score_map, bundle.geometry, (320, 320)), calibration)
+        small = mark_reduced(score_map, bundle.geometry, calibration, (320, 320), (40, 40))
+        assert (full[50, 50] > 0, full[200, 200] > 0) == marked
+        assert (small[6, 6] > 0, small[25, 25] > 0) == marked
+        picture = draw_thumbnail(image, score_map, replace(bundle, calibration=calibration), 160)
+        outlined = (np.abs(picture.astype(int) - CONTOUR).sum(axis=2) < 90)[:60, :60].any()
+        assert outlined == marked[0]
