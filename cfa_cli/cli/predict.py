@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from cfa_cli.cli import options
+from cfa_cli.cli.garbage import nothing_to_collect
 from cfa_cli.errors import ExitCode, UsageError
 from cfa_cli.records import MAX_PIXELS, SaveKind
 
@@ -135,7 +136,9 @@ def _score(model: Path, paths: list[str], terminal: Terminal, *, as_json: bool, 
     from cfa_cli.cli.predictions import print_line, warn
     from cfa_cli.engine.predict import predict as start
 
-    with start(model, paths, stdin=sys.stdin, progress=terminal.progress, **arguments) as run:
+    with nothing_to_collect():
+        run = start(model, paths, stdin=sys.stdin, progress=terminal.progress, **arguments)
+    with run:
         warn(terminal, run.warnings)
         for prediction in run:
             warn(terminal, run.warnings)

@@ -10,6 +10,7 @@ from threading import Event
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from cfa_cli.cli.garbage import nothing_to_collect
 from cfa_cli.cli.predictions import print_line, warn
 
 if TYPE_CHECKING:
@@ -22,13 +23,16 @@ def watch_folder(model: Path, folder: Path, terminal: Terminal, *, as_json: bool
     from cfa_cli.engine.predict_options import PredictOptions
     from cfa_cli.engine.watch import watch
 
-    with stop_on_signal() as stop, watch(model, folder, stop, PredictOptions(**arguments)) as run:
-        warn(terminal, run.warnings)
-        terminal.note(f"Watching {folder}; Ctrl-C ends.")
-        for prediction in run:
+    with stop_on_signal() as stop:
+        with nothing_to_collect():
+            run = watch(model, folder, stop, PredictOptions(**arguments))
+        with run:
             warn(terminal, run.warnings)
-            print_line(prediction.result, as_json)
-        warn(terminal, run.warnings)
+            terminal.note(f"Watching {folder}; Ctrl-C ends.")
+            for prediction in run:
+                warn(terminal, run.warnings)
+                print_line(prediction.result, as_json)
+            warn(terminal, run.warnings)
     for path in run.summary.unfinished:
         terminal.warn(f"{path} was not scored: it was still arriving.")
     return run

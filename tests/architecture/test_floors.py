@@ -87,11 +87,13 @@ def test_predict_with_a_plain_resnet_loads_no_more_than_it_needs_and_asks_no_dri
         "def asked(*arguments): sys.exit('a driver was asked')\n"
         "torch.cuda.is_available = torch.cuda.device_count = torch.backends.mps.is_available = asked\n"
         f"code = run(['predict', {str(good_dir)!r}, '--model', {str(model)!r}, '--device', 'cpu', '--quiet'])\n"
-        f"print([name for name in {NOT_FOR_PREDICTING!r} if name in sys.modules], code)"
+        f"print([name for name in {NOT_FOR_PREDICTING!r} if name in sys.modules], code)\n"
+        "import gc\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000)"  # what was imported is not looked through at the end
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+    assert done.stdout.splitlines()[-2:] == ["[] 0", "True True"], done.stderr
     assert (tmp_path / "maps" / "report.html").exists()
 
 
