@@ -90,6 +90,9 @@ class FitConfig:
     lr: Annotated[float, Range(0, open=True), "AdamW's learning rate."] = 1e-3
     weight_decay: Annotated[float, Range(0), "AdamW's weight decay."] = 5e-4
     sigma: Annotated[float, Range(0, MAX_SIDE), "Of the score map's Gaussian, px of the network's input."] = 4.0
+    max_images: Annotated[
+        int, Range(2), "Of more good images draw so many, by folder: some to train on, the others to calibrate."
+    ] = 4000
     holdout: Annotated[float, SHARE, "Share of the good images kept from training, for calibration."] = 0.2
     max_fpr: Annotated[float, SHARE, "Share of good images that the threshold may flag."] = 0.05
     min_area: Annotated[

@@ -77,6 +77,7 @@ class Provenance:
     images: int  # good images read, held-out ones included
     images_sha256: str  # of the list of relative paths and file sizes
     seed: int
+    found: int | None = None  # good images that there were, where a sample of them was drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("Descriptor", f"{descriptor[1] - 2} + 2 -> {descriptor[0]} channels"),
         ("Bank", f"{bank[0]} centroids ({config.bank})"),
         ("Training images", _training(bundle.training)),
+        *([("Drawn from", f"{provenance.found} good images: {provenance.images}")] if provenance.found else []),
         *threshold_facts(bundle),
         ("Trained", f"{epochs}, seed {config.seed}, {provenance.date}, cfa {provenance.cfa}"),
     ]

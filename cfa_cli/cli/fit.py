@@ -131,6 +131,8 @@ def _show(saved: SavedFit) -> None:
 
     result = saved.result
     images = f"{result.train_images} to train on, {result.holdout_images} held out for the threshold"
+    if found := result.bundle.provenance.found:
+        images += f"; drawn from {found} (--max-images {result.bundle.config.max_images})"
     render.print_facts(
         "Model",
         [

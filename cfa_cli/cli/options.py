@@ -24,7 +24,7 @@ PANELS = {  # of the options that are made from FitConfig's fields, in their ord
     "Input": ("size", "crop"),
     "Backbone": ("backbone", "layers", "weights"),
     "Memory bank and descriptor": ("bank", "gamma_c", "gamma_d"),
-    "Training": ("augment", "epochs", "batch_size", "lr", "seed"),
+    "Training": ("augment", "epochs", "batch_size", "lr", "max_images", "seed"),
     "Threshold": ("holdout", "max_fpr", "min_area"),
     "Computing": ("device", "precision"),
 }

@@ -144,7 +144,7 @@ class FeatureStore:
             raise InputError(
                 f"The features of {capacity} images need {size / 1e9:.1f} GB, more than memory or {folder} have room "
                 f"for: {error.strerror or error}.",
-                "Train on fewer images, choose a smaller --size, or set XDG_CACHE_HOME to a larger disk.",
+                "Choose a smaller --max-images or --size, or set XDG_CACHE_HOME to a larger disk.",
             ) from error
         return torch.frombuffer(self._mapped, dtype=torch.float16).view(capacity, row)
 

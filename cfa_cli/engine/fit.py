@@ -24,6 +24,7 @@ from cfa_cli.engine.ignore import Ignore, ignore_warnings, make_ignore
 from cfa_cli.engine.kinds import kinds_warning
 from cfa_cli.engine.provenance import path_below, record_provenance
 from cfa_cli.engine.reading import sample_sizes
+from cfa_cli.engine.sampling import sample_by_folder
 from cfa_cli.engine.thresholds import set_thresholds, split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.engine.warnings import fit_warnings
@@ -53,7 +54,8 @@ def fit(
 ) -> FitResult:
     """Train and calibrate a model on good images: a folder (searched recursively), or a list of files.
 
-    Some of the images, chosen by the seed, are held out from training and calibrate the thresholds. `ignore` names what
+    Some of the images, chosen by the seed, are held out from training and calibrate the thresholds. Of more than
+    `config.max_images` a sample of so many is drawn before any is read. `ignore` names what
     is not looked at: a mask (white is ignored) or polygons as JSON for all images, which the model keeps, or a folder
     of these by the images' names, which it does not. Files of more than `max_pixels` megapixels are left out.
     `progress` is called with each step, `notify` with one-line notes. Nothing is written.
@@ -66,7 +68,10 @@ def fit(
     config = config or FitConfig()
     check_max_pixels(max_pixels)
     left_out = LeftOut()
-    folder, paths = _find(good, left_out)
+    folder, found = _find(good, left_out)
+    paths = sample_by_folder(found, config.max_images, config.seed)
+    if len(paths) < len(found):
+        notify(f"Of {len(found)} images {len(paths)} are drawn, by folder; --max-images takes more.")
     masks = None if ignore is None else find_ignore_masks(ignore, paths)
     _check_min_area(config.min_area, paths, max_pixels)
     device = choose_device(config.device)
@@ -115,7 +120,9 @@ def fit(
         grid=grid,
         backbone=replace(backbone_info, precision=number_type(dtype)),
         calibration=calibration,
-        provenance=record_provenance(folder, [source.path for source in usable], config.seed),
+        provenance=record_provenance(
+            folder, [source.path for source in usable], config.seed, len(found) if len(found) > len(paths) else None
+        ),
         tensors=tensors,
         training=summarise(statistics, bit_depth),
         holdout=by_score(

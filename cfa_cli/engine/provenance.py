@@ -16,8 +16,11 @@ from cfa_cli import __version__
 from cfa_cli.records import Provenance
 
 
-def record_provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> Provenance:
-    """Record what a model was made with, from the images at `paths` (below `folder`, if they come from one)."""
+def record_provenance(folder: Path | None, paths: Sequence[Path], seed: int, found: int | None) -> Provenance:
+    """Record what a model was made with, from the images at `paths` (below `folder`, if they come from one).
+
+    found: of how many images they are a sample; None if they are all.
+    """
     return Provenance(
         cfa=__version__,
         torch=torch.__version__,
@@ -27,6 +30,7 @@ def record_provenance(folder: Path | None, paths: Sequence[Path], seed: int) -> 
         images=len(paths),
         images_sha256=list_sha256(folder, paths),
         seed=seed,
+        found=found,
     )
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cfa_cli.bundle import save_bundle
-from cfa_cli.data.inputs import find_sources
+from cfa_cli.data.inputs import find_good_images, find_sources
 from cfa_cli.engine.describe import model_document
 from cfa_cli.engine.ignore import open_ignore
+from cfa_cli.engine.sampling import sample_by_folder
 from cfa_cli.engine.scorer import load_scorer, score_sources
 from cfa_cli.records import FitResult, Prediction, Progress, ProgressCallback
 from cfa_cli.results.report import write_fit_report
@@ -74,7 +75,9 @@ def _score(
     ignore: str | Path | None,
     progress: ProgressCallback,
 ) -> Iterator[Prediction]:
-    sources = find_sources([str(good)])
+    config = result.bundle.config
+    drawn = set(sample_by_folder(find_good_images(good), config.max_images, config.seed))
+    sources = [source for source in find_sources([str(good)]) if source.path in drawn]
     scorer, calibration = load_scorer(result.bundle, device), result.bundle.calibration
     ignored = None if ignore is None else open_ignore(ignore, result.bundle)
     predictions = score_sources(scorer, sources, calibration, keep_images=True, max_pixels=max_pixels, ignore=ignored)
