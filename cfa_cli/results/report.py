@@ -195,6 +195,7 @@ def _model_card(bundle: Bundle) -> dict[str, str]:
         "Network input": size,
         **({"Smallest defect": seen.sentence} if seen else {}),
         "Threshold": f"{calibration.threshold:.6g}",
+        **({"Smallest region": f"{calibration.min_area} px of the image"} if calibration.min_area > 1 else {}),
         **({"Near the threshold": _near(calibration)} if calibration.threshold_low is not None else {}),
         "False alarms": f"{calibration.fpr_low:.1%} to {calibration.fpr_high:.1%} of good images (90 % interval)",
         **({"Held-out images": separated.sentence} if separated else {}),
