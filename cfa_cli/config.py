@@ -61,14 +61,16 @@ class FitConfig:
     >>> FitConfig(backbone="wide_resnet50_2", size=(256, 256), crop=(224, 224))
     """
 
-    backbone: Annotated[str, "Any timm model with feature maps, for example wide_resnet50_2."] = "resnet18"
+    backbone: Annotated[str, "Any timm model with feature maps, for example wide_resnet50_2; A+B joins two."] = (
+        "resnet18"
+    )
     layers: Annotated[
         tuple[str, ...] | None,
         "Its feature maps: strides (4,8,16), any of its modules (layer1,layer2.0; A+B stacks two), or authors.",
     ] = None
-    weights: Annotated[str, "auto (cache, hub, else embedded), imagenet, embedded, or a file (.safetensors, .pth)."] = (
-        "auto"
-    )
+    weights: Annotated[
+        str, "auto (cache, hub, else embedded), imagenet, embedded, or a file (.safetensors, .pth); A+B for two."
+    ] = "auto"
     size: Annotated[
         Size | Literal["full"] | None,
         SIDE,
@@ -115,6 +117,7 @@ class FitConfig:
         for name, kind in typing.get_type_hints(FitConfig, include_extras=True).items():
             object.__setattr__(self, name, checked(name, kind, getattr(self, name)))
         check_device_name(self.device)
+        backbone_names(self.backbone)
         if self.layers is not None and not self.layers:
             raise UsageError("layers names no layer.", "Write for example --layers 4,8,16.")
         if self.crop is not None:
@@ -128,6 +131,14 @@ class FitConfig:
 def check_field(name: str, value: object) -> None:
     """Raise UsageError unless FitConfig's field of that name takes the value."""
     checked(name, typing.get_type_hints(FitConfig, include_extras=True)[name], value)
+
+
+def backbone_names(backbone: str) -> tuple[str, ...]:
+    """Return the name of a backbone, or those of two that are joined ("A+B"). Raises UsageError for anything else."""
+    names = tuple(backbone.split("+"))
+    if len(names) > 2 or not all(names):
+        raise UsageError(f"The backbone '{backbone}' is neither one name nor two.", "Write A+B to join A and B.")
+    return names
 
 
 def check_device_name(name: str) -> None:

@@ -185,7 +185,8 @@ def benchmark(
         data = open_dataset(dataset, data_root, category or (), named, trains=not model)
         for note in dict.fromkeys(note for each in data.categories for note in each.notes):
             terminal.note(note)
-        check_spec(config.weights)
+        for each in backbone or [config.backbone]:
+            check_spec(config.weights, each)
         if ignore is not None:
             find_ignore_masks(ignore)
         from cfa_cli.engine.benchmark import benchmark as run_benchmark

@@ -16,7 +16,7 @@ def model_facts(bundle: Bundle) -> list[tuple[str, str]]:
     seen = visibility(bundle)
     facts = [
         ("Backbone", f"{bundle.backbone.name} ({', '.join(bundle.backbone.layers)})"),
-        ("Weights", f"{bundle.backbone.weights} (sha256 {bundle.backbone.sha256[:12]})"),
+        ("Weights", f"{bundle.backbone.weights} (sha256 {_short(bundle.backbone.sha256)})"),
         ("Computed in", bundle.backbone.precision or "not recorded (fitted by cfa before 0.2)"),
         ("Geometry", _geometry(bundle.geometry, bundle.grid)),
         *([("Smallest defect", seen.sentence)] if seen else []),
@@ -72,6 +72,11 @@ def _threshold(bundle: Bundle) -> str:
         f"{calibration.max_fpr:.1%} of good images over it, expect {calibration.fpr_low:.1%} to "
         f"{calibration.fpr_high:.1%}"
     )
+
+
+def _short(sha256: str) -> str:
+    """Shorten a digest, or those of joined backbones' weights."""
+    return " + ".join(each[:12] for each in sha256.split("+"))
 
 
 def _near(calibration: Calibration) -> str | None:

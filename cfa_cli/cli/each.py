@@ -24,7 +24,7 @@ def fit_products(
     """Fit each product, show what became of it, and return the exit code."""
     from cfa_cli.weights.loading import check_spec
 
-    check_spec(config.weights)
+    check_spec(config.weights, config.backbone)
     products = []
     with terminal:
         terminal.note("Starting ...")

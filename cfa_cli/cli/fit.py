@@ -121,7 +121,7 @@ def _check(good_dir: Path, out: Path, page: Path | None, force: bool, config: Fi
     images = find_good_images(good_dir)
     if ignore is not None:
         find_ignore_masks(ignore, images)
-    check_spec(config.weights)
+    check_spec(config.weights, config.backbone)
     for file in filter(None, (out, page)):
         check_free(file, force)
 

@@ -9,7 +9,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Sequence
-from math import prod
+from math import log2, prod
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -25,7 +25,7 @@ from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
-from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.joined import AnyBackbone
 from cfa_cli.model.scoremap import kept_positions
 from cfa_cli.model.tiles import extract_levels
 from cfa_cli.model.views import AS_IT_IS, View
@@ -33,6 +33,7 @@ from cfa_cli.records import MAX_PIXELS, Geometry, ImageStatistics, Progress, Pro
 
 BATCH_SIZE = 8  # images whose maps are computed at a time
 
+BALANCE_IMAGES = 16  # that tell how far maps spread
 MEMORY_SHARE = 0.4  # of the memory that is free: past it, the feature maps go to a file
 MOST_MEMORY = 1_000_000_000  # bytes: 1,400 images at 224 x 224 px; a file's pages are as quick while memory is free
 
@@ -84,6 +85,29 @@ class FeatureStore:
             self._let_go()
         self._means.append(torch.cat([level.mean((2, 3), dtype=torch.float32) for level in levels], dim=1).cpu())
         self.count += batch
+
+    def balance(self, images: Sequence[int]) -> Tensor:
+        """Scale all maps so that each spreads over the images about as far as the first, and return the scales (L,).
+
+        A map's spread is the root of its channels' total variance over the positions of at most `BALANCE_IMAGES` of the
+        images. Scales are powers of two: exact, also in half precision.
+        """
+        sample = images[:: -(-len(images) // BALANCE_IMAGES)]
+        spreads = []
+        for place, (channels, height, width) in enumerate(self.shapes):
+            total, squared = torch.zeros(channels, dtype=torch.float64), 0.0
+            for image in sample:
+                values = self.levels([image], torch.device("cpu"))[place].double()
+                total += values.sum((0, 2, 3))
+                squared += float(values.square().sum())
+            count = len(sample) * height * width
+            spreads.append(max(squared / count - float((total / count).square().sum()), 1e-12) ** 0.5)
+        scales = torch.tensor([2.0 ** round(log2(spreads[0] / spread)) for spread in spreads])
+        for image in range(self.count):
+            for level, scale in zip(self._split(self._rows[image : image + 1]), scales, strict=True):
+                level.mul_(scale)
+            self._let_go()
+        return scales
 
     def means(self) -> Tensor:
         """Return each image's mean features (n, C) float32, over its whole frame."""
@@ -151,7 +175,7 @@ class FeatureStore:
 
 def store_features(
     store: FeatureStore,
-    backbone: Backbone,
+    backbone: AnyBackbone,
     sources: Sequence[Source],
     geometry: Geometry,
     device: torch.device,

@@ -31,9 +31,9 @@ from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import auto_size, full_size
-from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
+from cfa_cli.model.joined import SCALES, AnyBackbone, JoinedBackbone
 from cfa_cli.model.scoremap import ScoreMap, kept_positions
 from cfa_cli.model.views import View, views_of
 from cfa_cli.notes import LeftOut
@@ -95,6 +95,9 @@ def fit(
         )
         _check_usable(usable, skipped)
         train, holdout = split_holdout(len(usable), config.holdout, config.seed)
+        if isinstance(backbone, JoinedBackbone):
+            backbone.scales.copy_(store.balance(_rows(train, len(views))))
+            tensors[f"backbone.{SCALES}"] = backbone.scales.float().cpu().numpy()
         learned = _learn(store, _rows(train, len(views)), backbone.channels, device, config, progress)
         held = _rows(holdout, len(views))
         positions = score_positions(store, held, learned.descriptor, learned.bank, config, progress)
@@ -187,7 +190,7 @@ def _rows(images: Sequence[int], views: int) -> list[int]:
 
 
 def _resolve(
-    paths: Sequence[Path], config: FitConfig, backbone: Backbone, max_pixels: float
+    paths: Sequence[Path], config: FitConfig, backbone: AnyBackbone, max_pixels: float
 ) -> tuple[Geometry, list[tuple[int, int, int]], FitConfig]:
     """Return the geometry, (C_l, h_l, w_l) of each feature map, and the configuration without anything automatic."""
     size = config.size

@@ -24,9 +24,9 @@ from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
 from cfa_cli.errors import BundleError, CfaError, DeviceError, is_out_of_memory
 from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import to_input
-from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16
+from cfa_cli.model.joined import make_backbone, restore_backbone
 from cfa_cli.model.network import Network
 from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, Bundle, Geometry, Label, Prediction, Source, TrainingImages
@@ -124,10 +124,10 @@ def build_network(bundle: Bundle) -> Network:
     info, input_size = bundle.backbone, bundle.geometry.input_size
     try:
         with torch.device("meta"):  # shapes alone: any timm model may be named, and none is made that the file is not
-            outline = Backbone(info.name, info.layers)
+            outline = make_backbone(info.name, info.layers, None)
             outline.check_weights(weights)
             shapes = outline.map_shapes(input_size)
-        backbone = Backbone(info.name, info.layers, weights)
+        backbone = restore_backbone(info.name, info.layers, weights)
     except CfaError as error:
         raise _misfit(f"its backbone cannot be rebuilt: {error.message.rstrip('.')}") from error
     except (AssertionError, RuntimeError, ValueError) as error:  # timm's, for an input of this size

@@ -22,8 +22,11 @@ def pool_levels(maps: Sequence[Tensor], divide_by_channels: bool = False) -> lis
 
 
 def is_efficientnet(backbone: str) -> bool:
-    """Tell whether the authors' rules for EfficientNets hold: maps over channel count, D = 2C / gamma_d."""
-    return "efficientnet" in backbone
+    """Tell whether the authors' rules for EfficientNets hold: maps over channel count, D = 2C / gamma_d.
+
+    Where two backbones are joined, each map has a scale of its own instead.
+    """
+    return "efficientnet" in backbone and "+" not in backbone
 
 
 def descriptor_channels(backbone: str, channels: Sequence[int], gamma_d: int) -> int:

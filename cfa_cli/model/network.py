@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
+from cfa_cli.model.joined import AnyBackbone
 from cfa_cli.model.scoremap import ScoreMap, image_scores, position_scores
 from cfa_cli.model.search import NeighbourSearch, nearest_plain
 from cfa_cli.model.tiles import extract_levels, row_bands
@@ -35,7 +35,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: AnyBackbone,
         descriptor: Descriptor,
         bank: Tensor,
         baseline: Tensor,

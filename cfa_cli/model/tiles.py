@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import is_efficientnet, pool_levels
+from cfa_cli.model.joined import AnyBackbone
 
 TILE = 2048  # px a side, without the overlap, of which larger tiles have less
 WHOLE_PIXELS = TILE**2  # up to here the backbone takes an image whole
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
     sizes: list[tuple[int, int]]
 
 
-def extract_levels(backbone: Backbone, images: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def extract_levels(backbone: AnyBackbone, images: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Return the pooled feature maps of images, computed in the backbone's number type.
 
     images: (B, 3, H, W) float32, normalised. Large ones are computed in overlapping tiles, of which only what does not
@@ -57,7 +57,7 @@ def extract_levels(backbone: Backbone, images: Tensor, dtype: torch.dtype = torc
     return levels
 
 
-def _planned(backbone: Backbone, height: int, width: int) -> Plan | None:
+def _planned(backbone: AnyBackbone, height: int, width: int) -> Plan | None:
     """Return the plan for a size, which a backbone makes once: it costs a twentieth of an image."""
     known = _plans.setdefault(backbone, {})
     if (height, width) not in known:
@@ -65,10 +65,10 @@ def _planned(backbone: Backbone, height: int, width: int) -> Plan | None:
     return known[height, width]
 
 
-_plans: WeakKeyDictionary[Backbone, dict[tuple[int, int], Plan | None]] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[AnyBackbone, dict[tuple[int, int], Plan | None]] = WeakKeyDictionary()
 
 
-def plan_tiles(backbone: Backbone, height: int, width: int) -> Plan | None:
+def plan_tiles(backbone: AnyBackbone, height: int, width: int) -> Plan | None:
     """Return how images of a size are cut for a backbone; None if they cannot be.
 
     What depends on what is asked of the backbone itself: a row of NaN spoils every output that depends on it.
@@ -102,7 +102,7 @@ def row_bands(height: int, width: int) -> Iterator[tuple[int, int] | None]:
         yield start, min(start + rows, height)
 
 
-def _pooled_maps(backbone: Backbone, images: Tensor) -> list[Tensor]:
+def _pooled_maps(backbone: AnyBackbone, images: Tensor) -> list[Tensor]:
     dtype = next(backbone.parameters()).dtype
     if dtype != torch.float32:
         images = images.to(dtype)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cfa_cli.config import backbone_names
 from cfa_cli.download import sha256_of
 from cfa_cli.errors import WeightsError
 from cfa_cli.weights import hub
@@ -16,6 +17,7 @@ from cfa_cli.weights import hub
 if TYPE_CHECKING:
     import torch
 
+WORDS = ("auto", "imagenet", "embedded")
 EMBEDDED_BACKBONE = "resnet18"
 EMBEDDED_PATH = Path(__file__).parents[1] / "weights" / "resnet18_embedded.safetensors"
 EMBEDDED_SHA256 = "9fb071760f0e1d33596a470992657af0a22dd0685b9f98ae33d4d721a34ebca3"
@@ -49,7 +51,7 @@ def load_weights(spec: str, backbone: str, notify: Callable[[str], None] = lambd
     `notify` receives one-line notes while this works. Whether names and shapes fit the backbone is not checked here.
     Raises WeightsError.
     """
-    check_spec(spec)
+    check_spec(spec, backbone)
     match spec:
         case "auto":
             try:
@@ -67,9 +69,31 @@ def load_weights(spec: str, backbone: str, notify: Callable[[str], None] = lambd
             return _file(Path(spec))
 
 
-def check_spec(spec: str) -> None:
-    """Raise WeightsError where `spec` is neither a known word nor a weights file; loads no torch."""
-    if spec in ("auto", "imagenet", "embedded"):
+def specs_of(spec: str, backbone: str) -> tuple[str, ...]:
+    """Return the spec of each backbone in `backbone`: of two, one word stands for both, and "A+B" for one each.
+
+    Raises WeightsError for a single file, which cannot be both, and for more than two.
+    """
+    names = backbone_names(backbone)
+    if len(names) == 1:
+        return (spec,)
+    specs = (spec,) * len(names) if spec in WORDS else tuple(spec.split("+"))
+    if len(specs) != len(names):
+        raise WeightsError(
+            f"--weights {spec} is not for two backbones.",
+            f"Give one for each of {backbone}, for example embedded+auto, or one of {', '.join(WORDS)} for both.",
+        )
+    return specs
+
+
+def check_spec(spec: str, backbone: str) -> None:
+    """Raise WeightsError where `spec` names neither known words nor weights files; loads no torch."""
+    for each in specs_of(spec, backbone):
+        _check_spec(each)
+
+
+def _check_spec(spec: str) -> None:
+    if spec in WORDS:
         return
     path = Path(spec)
     if path.is_dir():
