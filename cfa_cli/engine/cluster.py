@@ -9,12 +9,14 @@ import platform
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cfa_cli import __version__
 from cfa_cli.errors import DeviceError, UsageError
+from cfa_cli.records import Prediction, Source
 
 LOCAL = "local"  # in place of an address: this machine alone
 _ADDRESS = re.compile(r"local|auto|(ray://)?([\w.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
@@ -43,6 +45,18 @@ def check_ray(address: str | None, device: str, jobs: int = 1) -> None:
         raise UsageError("--jobs is for one machine; --ray takes what the cluster has room for.", "Leave one out.")
     if importlib.util.find_spec("ray") is None:
         raise DeviceError("--ray needs Ray, which is not installed.", "Install it: pip install 'cfa-cli[ray]'")
+
+
+Named = tuple[Source, str]  # an image, and the name of its files
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker made of a list of images."""
+
+    predictions: Sequence[Prediction]  # of all of them, in order, without arrays
+    attempt: int  # from 1
+    warnings: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -148,3 +162,19 @@ def use_cores(cpus: int) -> None:
 
     torch.set_num_threads(cpus)
     cv2.setNumThreads(cpus)
+
+
+class Attempts:
+    """Counts how often something was begun and not ended: an actor, which outlives the workers that count with it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def begin(self, what: str) -> int:
+        """Return how often this was begun since it was last ended, this time included."""
+        self._counts[what] += 1
+        return self._counts[what]
+
+    def end(self, what: str) -> None:
+        """Forget it."""
+        del self._counts[what]

@@ -9,7 +9,6 @@ import os
 import pickle
 import socket
 import traceback
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from cfa_cli.bundle import load_bundle
-from cfa_cli.engine.cluster import Share, connected, differing, share_of_worker, use_cores, versions
+from cfa_cli.engine.cluster import (
+    Attempts,
+    Named,
+    Outcome,
+    Share,
+    connected,
+    differing,
+    share_of_worker,
+    use_cores,
+    versions,
+)
 from cfa_cli.engine.ignore import Ignore, open_ignore
 from cfa_cli.engine.model import Model
 from cfa_cli.engine.predict_options import PredictOptions
@@ -34,8 +43,6 @@ LISTS_A_WORKER = 8  # at least, where there are enough images: the last ones end
 MOST_ATTEMPTS = 3  # to score an image whose worker dies
 _DIED = "Workers died, or were out of reach: their images were scored again by others."
 
-Named = tuple[Source, str]  # an image, and the name of its files
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -47,15 +54,6 @@ class Setup:
     folder: str  # the driver's working folder, where relative paths start
     versions: Mapping[str, str]
     cpus: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a worker made of a list of images."""
-
-    predictions: Sequence[Prediction]  # of all of them, in order, without arrays
-    attempt: int  # from 1
-    warnings: Sequence[str]
 
 
 class ClusterModel:
@@ -176,18 +174,6 @@ def _open(
     return shipped, {"": replace(bundle, calibration=calibration)}, warnings
 
 
-class Attempts:
-    """Counts how often something was begun: an actor, which outlives the workers that count with it."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def begin(self, what: str) -> int:
-        """Return how often this was begun, this time included."""
-        self._counts[what] += 1
-        return self._counts[what]
-
-
 class Worker:
     """Holds the model on one of the cluster's machines. Ray makes it, and makes it again where it died."""
 
@@ -238,14 +224,17 @@ class Worker:
     def _score(self, number: int, images: Sequence[Named]) -> Outcome:
         import ray
 
-        attempt = ray.get(self._attempts.begin.remote(f"list {number}"))
+        this_list = f"list {number}"
+        attempt = ray.get(self._attempts.begin.remote(this_list))
         if attempt == 1:
             return Outcome(self._score_all(images), attempt, self._warnings)
         # A worker died on this list: one by one, so that an image which kills workers takes no other with it.
         predictions: list[Prediction] = []
         for place, image in enumerate(images):
-            if ray.get(self._attempts.begin.remote(f"image {number}.{place}")) < MOST_ATTEMPTS:
+            this_image = f"image {number}.{place}"
+            if ray.get(self._attempts.begin.remote(this_image)) < MOST_ATTEMPTS:
                 predictions += self._score_all([image])
+                ray.get(self._attempts.end.remote(this_image))
             else:
                 error = f"{image[0].path} ended {MOST_ATTEMPTS} workers; most often memory ran out."
                 predictions.append(self._failed(image[0], error))

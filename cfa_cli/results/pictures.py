@@ -81,7 +81,7 @@ class Pictures:
         size = _bytes(prediction)
         while self._pending and self._is_full(size):
             yield from self._finish_next()
-        self._pending.append((prediction, name, self._pool.submit(self._write_files, prediction, name)))
+        self._pending.append((prediction, name, self._start(prediction, name)))
         # An image that is too large by itself is waited for: the next is not read while it is drawn.
         while self._pending and (self._pending[0][2].done() or size > MAX_BYTES_PENDING):
             yield from self._finish_next()
@@ -98,6 +98,13 @@ class Pictures:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
+
+    def _start(self, prediction: Prediction, name: str) -> Future[tuple[Region, ...]]:
+        if prediction.score_map is not None:
+            return self._pool.submit(self._write_files, prediction, name)
+        nothing: Future[tuple[Region, ...]] = Future()  # is to be drawn: a thread's turn would cost more than the row
+        nothing.set_result(prediction.regions)
+        return nothing
 
     def _is_full(self, following: int) -> bool:
         """Whether an image under way is to be finished before one of so many bytes is taken."""
