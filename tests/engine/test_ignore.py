@@ -379,3 +379,18 @@ def test_calibrate_scores_as_predict_does_with_the_same_masks(  # type: ignore[n
         assert found.bundle.calibration.extent_threshold < without.extent_threshold
     with pytest.raises(InputError, match="There is nothing at gone"):
         calibrate(model, images, ignore="gone")
+
+
+def test_overlays_of_several_models_are_hatched_as_each_ones_are(bundle, fitted, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "models").mkdir()
+    for name, each in {"marked": bundle, "plain": fitted.bundle}.items():
+        save_bundle(each, tmp_path / "models" / f"{name}.safetensors")
+        write_part(tmp_path / "photos" / name / "a.png", 100)
+    for match in (False, True):
+        out = tmp_path / f"out-{match}"
+        with predict(tmp_path / "models", tmp_path / "photos", out=out, match=match) as run:
+            chosen = {prediction.source.name: prediction.model for prediction in run}
+        for name, model in chosen.items():
+            overlay = cv2.imread(str(out / "overlays" / name))
+            assert (overlay[PART] == 176).all(axis=2).any() == (model == "marked")
+        assert match or set(chosen.values()) == {"marked", "plain"}
