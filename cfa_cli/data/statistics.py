@@ -24,11 +24,13 @@ def measure(image: np.ndarray) -> ImageStatistics:
         size = max(1, round(width * factor)), max(1, round(height * factor))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     values = small.astype(np.float32) / (255 if image.dtype == np.uint8 else 65535)
-    grey = values.mean(axis=2)
+    red, green, blue = cv2.split(values)  # over whole planes, what is done to three channels takes a tenth of the time
+    grey = (red + green + blue) / 3
+    spread = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
     return ImageStatistics(
         height,
         width,
-        grey=bool(np.ptp(values, axis=2).max() <= GREY_TOLERANCE),
+        grey=bool(spread.max() <= GREY_TOLERANCE),
         brightness=float(grey.mean(dtype=np.float64)),
         contrast=float(grey.std(dtype=np.float64)),
         sharpness=float(cv2.Laplacian(grey, cv2.CV_32F).std(dtype=np.float64)),

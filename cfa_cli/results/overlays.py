@@ -38,11 +38,10 @@ _KEEP = np.rint(255 * (1 - _ON_LIGHT) - COLOURS * (_ON_DARK - _ON_LIGHT)).astype
 
 def scale_map(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Place scores on the model's colour scale: (h, w) uint8, 0 at `display_low`, 255 at `display_high`."""
-    result = np.empty(score_map.shape, np.uint8)
-    for rows in bands_of(score_map.shape):
-        scaled = (score_map[rows] - np.float32(calibration.display_low)) * np.float32(255 / _span(calibration))
-        result[rows] = np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled)
-    return result
+    factor = 255 / _span(calibration)
+    # One pass, rounded to the nearest and cut to 0..255.
+    scaled = cv2.addWeighted(score_map, factor, score_map, 0, -calibration.display_low * factor, dtype=cv2.CV_8U)
+    return np.asarray(scaled)
 
 
 def _span(calibration: Calibration) -> float:
@@ -120,14 +119,15 @@ def draw_overlay(
     prediction: Prediction,
     calibration: Calibration,
     ignored: np.ndarray | None = None,
+    marked: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw what an inspector wants to see: the photograph, what is unusual in it, the verdict and the colour scale.
 
     The verdict and the scale stand in a corner, unless all four have something marked: then they are left out.
     `image` (h, w, 3) RGB uint8 or uint16, `score_map` (h, w) float32 of the same size, and so is `ignored`, bool, which
-    is hatched. Returns (h, w, 3) uint8 RGB.
+    is hatched; `marked` is what `mark` makes of the map, if that is known. Returns (h, w, 3) uint8 RGB.
     """
-    mask = mark(score_map, calibration)
+    mask = mark(score_map, calibration) if marked is None else marked
     picture = blend(image, score_map, calibration, mask)
     if ignored is not None:
         hatch(picture, ignored)
@@ -156,6 +156,10 @@ def draw_thumbnail(
     factor = min(1.0, side / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     if factor < 1:
+        # Halves first, where they are whole: their means are taken ten times as quickly as those of other shares.
+        while height % 2 == width % 2 == 0 and min(height / size[0], width / size[1]) >= 2:
+            height, width = height // 2, width // 2
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
     small = np.array(to_8_bit(image))  # a copy: the image is the caller's
     if score_map is None:

@@ -27,6 +27,7 @@ from cfa_cli.results.overlays import (
     find_ignored,
     scale_map,
 )
+from cfa_cli.results.png import encode_png
 from cfa_cli.results.regions import find_regions, mark, mark_reduced
 
 KINDS = {  # of --save: folder and suffix
@@ -43,9 +44,6 @@ JPEG_SIDE = 65_500  # px, the most that the format holds
 SHOWN_BY_BROWSERS = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp")  # others get a REPORT_IMAGE
 MAX_BYTES_PENDING = 100_000_000  # of images under way: one of 33 megapixels, whose drawing takes some times as much
 _OPTIONS = {
-    # Speed counts more than the last tenth of the size: level 3, or libpng's own choice of filters, takes 1.6 times as
-    # long.
-    ".png": (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB),
     # Uncompressed: evaluation code reads with tifffile, which needs a further package for most compressions.
     ".tiff": (cv2.IMWRITE_TIFF_COMPRESSION, 1),
     ".jpg": (cv2.IMWRITE_JPEG_QUALITY, 80),
@@ -139,12 +137,13 @@ class Pictures:
         score_map = resize_map(prediction.score_map, geometry, size)
         if not self._save or image is None:
             return find_regions(score_map, calibration)
+        marked = mark(score_map, calibration)
         draw: dict[str, Callable[[], np.ndarray]] = {
             "overlay": lambda: draw_overlay(
-                image, score_map, prediction, calibration, find_ignored(prediction, bundle, size)
+                image, score_map, prediction, calibration, find_ignored(prediction, bundle, size), marked
             ),
             "map": lambda: score_map,
-            "mask": lambda: mark(score_map, calibration),
+            "mask": lambda: marked,
             "heatmap": lambda: draw_heatmap(score_map, calibration),
         }
         for kind in self._save:
@@ -164,7 +163,7 @@ class Pictures:
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
             shown = draw_thumbnail(image, None, bundle, JPEG_SIDE)
             write_picture(report / f"{name}{REPORT_IMAGE}", shown)
-        return find_regions(score_map, calibration)
+        return find_regions(score_map, calibration, marked)
 
 
 def _bytes(prediction: Prediction) -> int:
@@ -185,13 +184,19 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 
     Four channels are grey as RGB, with alpha: .png alone.
 
-    RGB is turned into BGR in place, as another copy of a large image would need much memory.
+    For a .jpg RGB is turned into BGR in place, as another copy of a large image would need much memory.
     Raises InputError where they cannot be written.
     """
-    if pixels.ndim == 3 and pixels.shape[2] == 3:
-        swap_red_and_blue(pixels)
-    done, encoded = cv2.imencode(path.suffix, pixels, _OPTIONS[path.suffix])  # imwrite does not take every file name
-    if not done:
-        raise InputError(f"Cannot write {path}: {pixels.shape[1]} x {pixels.shape[0]} px are too many for its format.")
+    if path.suffix == ".png":
+        data = encode_png(pixels)
+    else:
+        if pixels.ndim == 3:
+            swap_red_and_blue(pixels)
+        done, encoded = cv2.imencode(path.suffix, pixels, _OPTIONS[path.suffix])  # imwrite takes not every file name
+        if not done:
+            raise InputError(
+                f"Cannot write {path}: {pixels.shape[1]} x {pixels.shape[0]} px are too many for its format."
+            )
+        data = encoded.tobytes()
     with atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.data)
+        temporary.write_bytes(data)

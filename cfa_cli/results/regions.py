@@ -62,17 +62,20 @@ def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     """
     core = np.multiply(score_map > calibration.pixel_threshold, np.uint8(255))
     if calibration.min_area > 1 and core.any():
-        _, labels, boxes, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
+        box = _box(core)
+        _, labels, boxes, _ = cv2.connectedComponentsWithStats(core[box], connectivity=8)
         large = boxes[:, cv2.CC_STAT_AREA] >= calibration.min_area
         large[0] = False  # all that is not in the core
-        _paint(core, labels, large)
+        _paint(core[box], labels, large)
     extent = calibration.extent_threshold
     if extent is None or extent >= calibration.pixel_threshold or not core.any():
         return core
-    count, labels = cv2.connectedComponents((score_map > extent).astype(np.uint8), connectivity=8)
+    reached = (score_map > extent).view(np.uint8)
+    box = _box(reached)
+    count, labels = cv2.connectedComponents(reached[box], connectivity=8)
     marked = np.zeros(count, bool)
-    marked[labels[core > 0]] = True
-    _paint(core, labels, marked)
+    marked[labels[core[box] > 0]] = True
+    _paint(core[box], labels, marked)
     return core
 
 
@@ -93,6 +96,12 @@ def mark_reduced(
     return np.multiply(cv2.resize(mask, reduced[::-1], interpolation=cv2.INTER_AREA) > 0, np.uint8(255))
 
 
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns of the smallest box that holds all of a mask that is not 0: labels cost time."""
+    left, top, width, height = cv2.boundingRect(mask)
+    return slice(top, top + height), slice(left, left + width)
+
+
 def _paint(mask: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> None:
     """Set a mask to 255 where its label (h, w) int32 is chosen, (n,) bool, and to 0 elsewhere, in place."""
     values = np.multiply(chosen, np.uint8(255))
@@ -100,15 +109,20 @@ def _paint(mask: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> None:
         line[:] = values[line_labels]
 
 
-def find_regions(score_map: np.ndarray, calibration: Calibration) -> tuple[Region, ...]:
+def find_regions(
+    score_map: np.ndarray, calibration: Calibration, marked: np.ndarray | None = None
+) -> tuple[Region, ...]:
     """Measure the regions that `mark` marks, by falling peak.
 
     score_map: (h, w) float32, at the source's size; boxes and positions are in its px.
+    marked: what `mark` makes of the map, if that is known.
     """
-    mask = mark(score_map, calibration)
+    mask = mark(score_map, calibration) if marked is None else marked
     if not mask.any():
         return ()
-    _, labels, boxes, centroids = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    rows, columns = _box(mask)
+    _, labels, boxes, centroids = cv2.connectedComponentsWithStats(mask[rows, columns], connectivity=8)
+    score_map = score_map[rows, columns]
     regions = []
     for label, (left, top, width, height, area) in enumerate(boxes.tolist()):
         if label == 0:  # all that is not marked
@@ -116,7 +130,8 @@ def find_regions(score_map: np.ndarray, calibration: Calibration) -> tuple[Regio
         box = np.s_[top : top + height, left : left + width]
         values = np.where(labels[box] == label, score_map[box], -np.inf)
         row, column = divmod(int(values.argmax()), width)
-        centre = float(centroids[label][0]), float(centroids[label][1])
+        left, top = left + columns.start, top + rows.start
+        centre = float(centroids[label][0]) + columns.start, float(centroids[label][1]) + rows.start
         peak_at = left + column, top + row
         regions.append(Region(left, top, width, height, area, centre, float(values[row, column]), peak_at))
     return tuple(sorted(regions, key=lambda region: -region.peak))
