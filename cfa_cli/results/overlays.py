@@ -152,7 +152,7 @@ def draw_thumbnail(
 
     What `prediction` ignores is hatched. Returns uint8 RGB, `side` px at its longer side, or as small as the image.
     """
-    height, width = image.shape[:2]
+    full = height, width = image.shape[0], image.shape[1]
     factor = min(1.0, side / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     if factor < 1:
@@ -165,7 +165,7 @@ def draw_thumbnail(
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)
-    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, (height, width), size)
+    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, full, size)
     picture = blend(small, small_map, bundle.calibration, mask)
     ignored = None if prediction is None else find_ignored(prediction, bundle, size)
     if ignored is not None:
