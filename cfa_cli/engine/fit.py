@@ -196,7 +196,7 @@ def _resolve(
     size = config.size
     if size is None or size == "full":
         sizes = sample_sizes(paths, max_pixels)
-        size = full_size(sizes) if size and sizes else auto_size([height / width for height, width in sizes])
+        size = full_size(sizes) if size and sizes else auto_size(sizes)
     geometry = Geometry(size, config.crop, backbone.mean, backbone.std)
     shapes = backbone.map_shapes(geometry.input_size)
     grid = shapes[0][1], shapes[0][2]

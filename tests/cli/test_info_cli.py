@@ -42,9 +42,9 @@ def test_json(cfa, model):
     assert tuple(document["calibration"]["holdout_scores"]) == bundle.calibration.holdout_scores
     assert document["provenance"]["images_sha256"] == bundle.provenance.images_sha256
     assert document["tensors"] == {
-        "bank": [256, 448],
-        "descriptor.bias": [448],
-        "descriptor.weight": [448, 450, 1, 1],
+        "bank": [256, 224],
+        "descriptor.bias": [224],
+        "descriptor.weight": [224, 450, 1, 1],
         "radius": [],
         "baseline": [16, 16],
     }
