@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from cfa_cli.errors import UsageError
 
 BankKind = Literal["mean", "ema", "kmeans"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Preset = Literal["default", "paper"]
 Augment = Literal["none", "rotate", "flip", "rotate+flip"]
 
@@ -110,7 +110,8 @@ class FitConfig:
     seed: Annotated[int, Range(0, 2**32 - 1), "Of the hold-out, the initial descriptor and the order of images."] = 0
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps."] = "auto"
     precision: Annotated[
-        Precision, "The backbone's numbers; auto: bfloat16 where the processor multiplies it natively."
+        Precision,
+        "The backbone's numbers; auto: bfloat16 where the processor multiplies it natively; int8: quicker; ResNets.",
     ] = "auto"
 
     def __post_init__(self) -> None:
