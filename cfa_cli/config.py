@@ -17,7 +17,7 @@ from cfa_cli.errors import UsageError
 
 BankKind = Literal["mean", "ema", "kmeans"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-Preset = Literal["default", "paper"]
+Preset = Literal["default", "fast", "paper"]
 Augment = Literal["none", "rotate", "flip", "rotate+flip"]
 
 MIN_SIDE = 32  # px, of images and of the network's input
@@ -212,6 +212,7 @@ MAX_AUTO_CENTROIDS = 3136  # the paper's, of 224 x 224 px at stride 4
 
 PRESETS: dict[Preset, FitConfig] = {
     "default": FitConfig(),
+    "fast": FitConfig(layers=("8", "16")),
     "paper": FitConfig(
         layers=AUTHORS_LAYERS,
         size=(224, 224),

@@ -23,7 +23,7 @@ from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.ignore import Ignore, ignore_warnings, make_ignore
 from cfa_cli.engine.kinds import kinds_warning
 from cfa_cli.engine.provenance import path_below, record_provenance
-from cfa_cli.engine.ranges import measure_ranges
+from cfa_cli.engine.ranges import quantise
 from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.engine.sampling import sample_by_folder
 from cfa_cli.engine.thresholds import set_thresholds, split_holdout
@@ -94,11 +94,8 @@ def fit(
     sources = [Source(path, path.name) for path in paths]
     if precision == "int8" and isinstance(backbone, Backbone):
         train, _ = split_holdout(len(sources), config.holdout, config.seed)
-        ranges = measure_ranges(
-            backbone, [sources[index] for index in train], geometry, device, bit_depth, max_pixels, ignored
-        )
-        backbone.quantise(ranges)
-        tensors["ranges"] = ranges.numpy()
+        members = [sources[index] for index in train]
+        tensors["ranges"] = quantise(backbone, members, geometry, device, bit_depth, max_pixels, ignored)
     views = views_of(config.augment, geometry)
     with FeatureStore(shapes, len(paths) * len(views)) as store:
         usable, skipped, statistics = store_features(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cfa_cli.data.depth import widen
+from cfa_cli.engine.features import BATCH_SIZE
 from cfa_cli.engine.ignore import Ignore
 from cfa_cli.engine.reading import read_ahead
+from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.quantised import recorded_ranges
@@ -19,7 +23,7 @@ from cfa_cli.records import Geometry, Source
 RANGE_IMAGES = 32  # that are measured, evenly spread over those that there are
 
 
-def measure_ranges(
+def quantise(
     backbone: Backbone,
     sources: Sequence[Source],
     geometry: Geometry,
@@ -27,25 +31,34 @@ def measure_ranges(
     bit_depth: int,
     max_pixels: float,
     ignore: Ignore | None,
-) -> Tensor:
-    """Return the largest input of each convolution over some of the images: (n,) float32 > 0, on the CPU.
+) -> np.ndarray:
+    """Make a backbone, in float32, compute in int8; return each convolution's range: (n,) float32 > 0.
 
-    backbone: in float32. Images that cannot be read are passed over: `store_features` tells of them.
+    It is the convolution's largest input over some of the images. Those that cannot be read are passed over:
+    `store_features` tells of them.
     """
+    batch_size = images_at_a_time(geometry.input_size, BATCH_SIZE)
     seen = None if ignore is None or ignore.common is None else ignore.common.to(device)
     stream = read_ahead(
         sources[:: -(-len(sources) // RANGE_IMAGES)],
         lambda image: to_input(image, geometry),
         full_scale=lambda image: (widen(image, bit_depth), None),
         keep_images=False,
-        ahead=2,
+        ahead=2 * batch_size,
         max_pixels=max_pixels,
         ignore=ignore,
     )
-    with torch.inference_mode(), recorded_ranges(backbone.model) as ranges:
-        for decoded in stream:
-            if decoded.input is not None:
-                images = decoded.input[None].to(device).contiguous(memory_format=torch.channels_last)
-                extract_levels(backbone, images if seen is None else images * seen)
+    inputs = (decoded.input for decoded in stream if decoded.input is not None)
+
+    def observe(images: Tensor) -> None:
+        with torch.inference_mode():
+            images = images.to(device).contiguous(memory_format=torch.channels_last)
+            extract_levels(backbone, images if seen is None else images * seen)
+
+    with Workers(device, batch_size) as workers, recorded_ranges(backbone.model) as ranges:
+        while batch := list(islice(inputs, batch_size)):
+            workers.map(observe, workers.split(in_batch(batch)))
     # A convolution whose input was always 0 takes any range.
-    return torch.where(ranges > 0, ranges, torch.ones_like(ranges)).cpu()
+    ranges = torch.where(ranges > 0, ranges, torch.ones_like(ranges)).cpu()
+    backbone.quantise(ranges)
+    return ranges.numpy()

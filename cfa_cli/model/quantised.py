@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -30,16 +31,20 @@ MOST_WEIGHT, MOST_BYTE = 127, 255
 def recorded_ranges(model: ResNet) -> Iterator[Tensor]:
     """Give a tensor (n,) float32 that keeps the largest input so far of each convolution in a ResNet's blocks.
 
-    These are in the network's order, without those of shortcuts, which take the input of their block.
+    These are in the network's order, without those of shortcuts, which take the input of their block. Threads may
+    compute side by side.
 
     >>> with recorded_ranges(backbone.model) as ranges:
     ...     backbone(images)
     """
     convolutions = [convolution for block in _blocks(model) for convolution, _ in _convolutions(block)]
     ranges = torch.zeros(len(convolutions), device=next(model.parameters()).device)
+    lock = threading.Lock()
 
     def record(place: int, images: Tensor) -> None:
-        ranges[place] = torch.maximum(ranges[place], images.amax())
+        largest = images.amax()
+        with lock:
+            ranges[place] = torch.maximum(ranges[place], largest)
 
     hooks = [
         each.register_forward_pre_hook(lambda _, inputs, place=place: record(place, inputs[0]))

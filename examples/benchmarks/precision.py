@@ -22,12 +22,13 @@ from recipe import DEFAULT, Run, measure
 
 from cfa_cli import FitConfig
 from cfa_cli.atomic import atomic_path
+from cfa_cli.config import PRESETS
 from cfa_cli.data.category import Category
 from cfa_cli.data.datasets import open_dataset
 from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.geometry import auto_size
 
-FAST = replace(DEFAULT, layers=("8", "16"))
+FAST = PRESETS["fast"]
 STUDIES: dict[str, dict[str, FitConfig]] = {
     "precision": {precision: replace(DEFAULT, precision=precision) for precision in ("float32", "bfloat16", "int8")},
     "fast": {
