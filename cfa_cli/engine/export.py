@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.onnx import ONNXProgram
 
 from cfa_cli import __version__
 from cfa_cli.atomic import atomic_paths, scratch_folder
 from cfa_cli.bundle import check_free, load_bundle, to_metadata
 from cfa_cli.download import sha256_of
 from cfa_cli.engine.export_options import ExportOptions, check_options
-from cfa_cli.engine.network import build_network
 from cfa_cli.engine.runtimes import (
     EXPORT_KEY,
     KEEP_KEY,
@@ -34,7 +34,7 @@ from cfa_cli.engine.runtimes import (
     load_exported,
     prepare,
 )
-from cfa_cli.engine.scorer import NetworkScorer
+from cfa_cli.engine.scorer import NetworkScorer, build_network
 from cfa_cli.engine.thresholds import without_min_area
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
 from cfa_cli.errors import CfaError, ExportError
@@ -130,9 +130,12 @@ def export(
 
 def _convert(network: Network, bundle: Bundle, options: ExportOptions, quantize: Path | None) -> Write:
     """Return what writes the converted model, with metadata. Raises ExportError."""
-    for module in {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"], "torch": []}[
-        options.format
-    ]:
+    needed = {
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],
+        "openvino": ["onnx", "onnxscript", "openvino"],
+        "torch": [],
+    }
+    for module in needed[options.format]:
         import_extra(module, options.format, ExportError)
     try:
         with _quiet():
@@ -162,21 +165,36 @@ def _trace(network: Network, bundle: Bundle, options: ExportOptions) -> Exported
         half=options.half,
     )
     count = 2 if options.dynamic_batch else 1  # an example of one would fix the batch at one
-    shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)} if options.dynamic_batch else {}
     if options.resize:
         example = torch.zeros(count, 131, 97, 3, dtype=torch.uint8)
-        shape |= {1: Dim("height", min=2, max=65536), 2: Dim("width", min=2, max=65536)}
     else:
         example = torch.zeros(count, 3, *geometry.input_size)
     with torch.no_grad():
-        return torch.export.export(deployed, (example,), dynamic_shapes=(shape,))
+        return torch.export.export(deployed, (example,), dynamic_shapes=_dynamic_shapes(options))
+
+
+def _dynamic_shapes(options: ExportOptions) -> tuple[dict[int, Any]]:
+    shape: dict[int, Any] = {0: Dim("batch", min=1, max=4096)} if options.dynamic_batch else {}
+    if options.resize:
+        shape |= {1: Dim("height", min=2, max=65536), 2: Dim("width", min=2, max=65536)}
+    return (shape,)
+
+
+def _convert_to_onnx(program: ExportedProgram, options: ExportOptions) -> ONNXProgram:
+    exported = torch.onnx.export(
+        program,
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        opset_version=options.opset,
+        dynamic_shapes=_dynamic_shapes(options),  # for the dimensions' names
+        verbose=False,
+    )
+    assert exported is not None
+    return exported
 
 
 def _to_onnx(program: ExportedProgram, options: ExportOptions) -> Write:
-    exported = torch.onnx.export(
-        program, input_names=[INPUT], output_names=list(OUTPUTS), opset_version=options.opset, verbose=False
-    )
-    assert exported is not None
+    exported = _convert_to_onnx(program, options)
 
     def write(path: Path, metadata: dict[str, str]) -> None:
         exported.model.metadata_props.update(metadata)
@@ -187,10 +205,8 @@ def _to_onnx(program: ExportedProgram, options: ExportOptions) -> Write:
 
 def _to_openvino(program: ExportedProgram, bundle: Bundle, options: ExportOptions, quantize: Path | None) -> Write:
     openvino = import_extra("openvino", "openvino", ExportError)
-    model = openvino.convert_model(program)
-    model.inputs[0].get_tensor().set_names({INPUT})
-    for output, name in zip(model.outputs, OUTPUTS, strict=True):
-        output.get_tensor().set_names({name})
+    # By way of ONNX: OpenVINO reads no loop of torch's whose turns differ in shape.
+    model = openvino.Core().read_model(_convert_to_onnx(program, options).model_proto.SerializeToString())
     if quantize is not None:
         nncf = import_extra("nncf", "nncf", ExportError)
         inputs = [

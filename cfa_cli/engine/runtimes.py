@@ -30,7 +30,7 @@ EXPORT_KEY = "cfa_export"  # of the metadata: what the export is, and how it was
 WEIGHTS_KEY = "cfa_weights_sha256"  # of OpenVINO's metadata: which .bin belongs to the .xml
 KEEP_KEY = "cfa_keep"  # of the metadata, where something is ignored: see `keep_to_text`
 TORCH_FILE = "cfa.json"  # the metadata's name within a .pt2 file
-_EXTRAS = {"onnx": "onnx onnxscript onnxruntime", "openvino": "openvino", "nncf": "nncf"}
+_EXTRAS = {"onnx": "onnx onnxscript onnxruntime", "openvino": "onnx onnxscript openvino", "nncf": "nncf"}
 _AGAIN = "Export it again with `cfa export`."
 
 Inference = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

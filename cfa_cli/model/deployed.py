@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cfa_cli.geometry import resize_and_crop
+from cfa_cli.model.deployed_search import DeployedSearch
 from cfa_cli.model.descriptor import coordinates, is_efficientnet, pool_levels
 from cfa_cli.model.network import Network
 from cfa_cli.model.scoremap import image_scores, position_scores
+from cfa_cli.model.search import principal_frame
 from cfa_cli.records import Geometry
 
 INPUT = "images"
 OUTPUTS = ("score", "normalized_score", "map", "threshold", "pixel_threshold")
-CHUNK_ELEMENTS = 1_600_000  # of one image's distance matrix: stays in the processor's cache and bounds the memory
 HALF_ELEMENTS = 1024  # smaller tensors stay in float32: they weigh nothing
 
 
@@ -27,8 +30,6 @@ class DeployedNetwork(nn.Module):
     Raises OverflowError if a weight is too large for float16.
     """
 
-    centroids: Tensor
-    lengths: Tensor
     mean: Tensor
     std: Tensor
     thresholds: Tensor
@@ -46,18 +47,15 @@ class DeployedNetwork(nn.Module):
         half: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.descriptor, self.score_map = network.backbone, network.descriptor, network.score_map
-        self.neighbours = min(network.neighbours, len(network.bank))
+        self.backbone, self.score_map = network.backbone, network.score_map
         self.geometry, self.resize = geometry, resize
-        with torch.no_grad():
-            # Distances do not change under a shift, and products lose less to rounding around the bank's centre.
-            centre = network.bank.double().mean(0)
-            bank = (network.bank.double() - centre).float()
-            self.descriptor.bias.copy_(self.descriptor.bias.double() - centre)
-            if half:
-                bank = bank.half().float()
-        self.register_buffer("centroids", -2 * bank)  # (M, D): |q - b|² = |q|² - 2 q·b + |b|²
-        self.register_buffer("lengths", bank.square().sum(1))
+        # Distances are the same along the bank's axes, and products lose less to rounding around its centre.
+        frame = principal_frame(network.bank.double())
+        bank = (network.bank.double() - frame.origin) @ frame.axes
+        self.descriptor = copy.deepcopy(network.descriptor).double().moved_to(frame).float()
+        self.search = DeployedSearch(
+            bank.half().double() if half else bank, min(network.neighbours, len(bank)), half=half
+        )
         self.register_buffer("mean", torch.tensor(geometry.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(geometry.std).view(3, 1, 1))
         self.register_buffer("baseline", network.baseline)
@@ -72,10 +70,12 @@ class DeployedNetwork(nn.Module):
         if self.resize:
             images = resize_and_crop(images.permute(0, 3, 1, 2).float(), self.geometry) / 255
         images = (images - self.mean) / self.std
-        maps = self.backbone(images if self.keep is None else images * self.keep)
+        images = images if self.keep is None else images * self.keep
+        maps = self.backbone(_channels_last(images))
         levels = pool_levels(maps, divide_by_channels=is_efficientnet(self.backbone.name))
-        squared = self._nearest(self._describe(levels).flatten(2).transpose(1, 2))
-        score_maps = self.score_map(position_scores(squared).view(-1, *levels[0].shape[2:]) / self.baseline)
+        described = self._describe(levels).permute(0, 2, 3, 1)
+        squared = self.search(described.flatten(0, 2), together=self.baseline.numel())
+        score_maps = self.score_map(position_scores(squared).view(-1, *self.baseline.shape) / self.baseline)
         scores = image_scores(score_maps)
         threshold, pixel_threshold = self.thresholds[0], self.thresholds[1]
         return scores, scores / (scores + threshold), score_maps, threshold, pixel_threshold
@@ -84,26 +84,21 @@ class DeployedNetwork(nn.Module):
         """Return what `Descriptor` does, as (B, D, h, w), by convolutions, which every runtime has tuned."""
         size = levels[0].shape[2:]
         *weights, place_weight = torch.split(self.descriptor.weight, [*self.descriptor.channels, 2], dim=1)
-        place = coordinates(size[0], size[1], self.lengths).permute(2, 0, 1).expand(levels[0].shape[0], -1, -1, -1)
+        place = coordinates(size[0], size[1], self.baseline).permute(2, 0, 1).expand(levels[0].shape[0], -1, -1, -1)
         first = torch.cat([levels[0], place], dim=1)
-        described = F.conv2d(first, torch.cat([weights[0], place_weight], dim=1), self.descriptor.bias)
+        weight = torch.cat([weights[0], place_weight], dim=1)
+        described = _channels_last(F.conv2d(first, weight, self.descriptor.bias))
         for level, weight in zip(levels[1:], weights[1:], strict=True):
-            projected = F.conv2d(level, weight)
+            projected = _channels_last(F.conv2d(level, weight))
             if projected.shape[2:] != size:
                 projected = F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
             described = described + projected
         return described
 
-    def _nearest(self, queries: Tensor) -> Tensor:
-        """Return the squared distances (B, N, K), ascending, of queries (B, N, D) to their nearest centroids."""
-        rows = max(1, CHUNK_ELEMENTS // len(self.centroids))
-        nearest = []
-        for chunk in torch.split(queries, rows, dim=1):
-            # One matrix by another, so that no runtime spreads the bank over the batch or the chunks.
-            distances = F.linear(chunk.flatten(0, 1), self.centroids, self.lengths)
-            values = torch.topk(distances, self.neighbours, dim=1, largest=False).values
-            nearest.append(values.view(-1, chunk.shape[1], self.neighbours))
-        return torch.cat(nearest, dim=1) + queries.square().sum(2, keepdim=True)
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return the same values, stored as torch is quickest with; other runtimes take no notice."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class _Widen(nn.Module):

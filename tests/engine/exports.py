@@ -34,7 +34,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
     cv2.imwrite(str(path), image)
 
 
-def make_bundle(path: Path, **config: object) -> Path:
+def make_bundle(path: Path, ignore: Path | None = None, **config: object) -> Path:
     """Fit a model to six noisy images (46 x 60 px) for one epoch, write it to `path`, and return that."""
     good = path.parent / "good"
     rng = np.random.default_rng(0)
@@ -44,6 +44,6 @@ def make_bundle(path: Path, **config: object) -> Path:
     options = FitConfig(**{"size": (64, 96), "epochs": 1, "precision": "float32", **config})
     weights = path.with_suffix(".pth")
     torch.save(random_weights(options.backbone), weights)
-    result = fit(good, FitConfig(**{**vars(options), "weights": str(weights)}))
+    result = fit(good, FitConfig(**{**vars(options), "weights": str(weights)}), ignore=ignore)
     save_bundle(result.bundle, path, force=True)
     return path

@@ -25,7 +25,7 @@ from tests.engine.exports import make_bundle
 from tests.results.runs import CALIBRATION
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
-MODULES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"], "torch": []}
+MODULES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["onnx", "onnxscript", "openvino"], "torch": []}
 SIZES = [(50, 81), (64, 96), (130, 75), (130, 75)] + [(33, 140)] * 6  # of the test images: ten make a batch of 8 and 2
 
 
@@ -111,6 +111,46 @@ def test_scores_are_the_bundles(bundle, images, exported, options):
     compare(bundle, out, images)
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Larger than 512 px, not square, softmin over 3 neighbours, half of it ignored; the bank has 640 centroids."""
+    folder = tmp_path_factory.mktemp("wide")
+    mask = np.zeros((46, 60), np.uint8)
+    mask[:20, 10:] = 255
+    cv2.imwrite(str(folder / "mask.png"), mask)
+    options = {"size": (64, 640), "gamma_c": 4, "score_neighbours": 3, "bank": "mean"}
+    return make_bundle(folder / "m.safetensors", ignore=folder / "mask.png", **options)
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_one_loop_searches_large_banks(wide, images, tmp_path, format):
+    """Also a bank and queries that fill no last group and no last turn of the loop; batches of any number."""
+    require(format)
+    result = export(wide, tmp_path / f"m{SUFFIXES[format]}", ExportOptions(format, dynamic_batch=True), images=images)
+    assert result.verification.max_relative < 1e-4
+    compare(wide, result.files[-1], images)
+
+
+def test_graphs_have_names_and_few_nodes(wide, few, tmp_path):
+    require("onnx")
+    import onnx
+
+    def nodes(graph):
+        inner = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+        return list(graph.node) + [node for part in inner for node in nodes(part)]
+
+    path = export(wide, tmp_path / "m.onnx", DYNAMIC, images=few).files[0]
+    graph = onnx.load(path).graph
+    shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
+    shapes |= {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.output}
+    assert shapes["images"] == ["batch", "height", "width", 3]
+    assert shapes["map"] == ["batch", 64, 640]
+    assert shapes["score"] == shapes["normalized_score"] == ["batch"]
+    found = [node.op_type for node in nodes(graph)]
+    assert found.count("Loop") == 1
+    assert len(found) < 250
+
+
 @pytest.mark.parametrize(("backbone", "size", "gamma_d"), [
     ("wide_resnet50_2", (32, 64), 4), ("vgg19_bn", (64, 32), 2), ("efficientnet_b5", (32, 32), 1)
 ])  # fmt: skip
@@ -124,11 +164,11 @@ def test_backbones(images, tmp_path, backbone, size, gamma_d):
 
 
 def test_size(few, tmp_path):
-    """At 224 px nothing is there twice."""
+    """At 224 px nothing is there twice: the bank has 5.6 MB."""
     require("onnx")
     model = make_bundle(tmp_path / "m.safetensors", size=(224, 224))
     size = export(model, tmp_path / "m.onnx", images=few).bytes
-    assert size < model.stat().st_size + 300_000
+    assert size < model.stat().st_size + 500_000
     assert size <= 25e6
 
 

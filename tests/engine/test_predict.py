@@ -232,8 +232,7 @@ def test_a_score_that_is_not_finite_is_an_error(bundle, good_dir, tmp_path, name
     huge = np.full_like(bundle.tensors[name], value)
     path = tmp_path / "huge.safetensors"
     save_bundle(replace(bundle, tensors=bundle.tensors | {name: huge}), path)
-    # In floating point: integers are cut to their range.
-    for prediction in predict(load_bundle(path), sorted(good_dir.glob("*.png"))[:2], precision="float32"):
+    for prediction in predict(load_bundle(path), sorted(good_dir.glob("*.png"))[:2]):
         assert (prediction.score, prediction.label, prediction.map) == (None, None, None)
         assert "no finite score" in prediction.error
 
@@ -293,7 +292,7 @@ def test_a_compiled_backbone_scores_the_same(good_dir):
 
 
 def test_compiling_without_a_compiler(bundle, monkeypatch):
-    scorer = load_scorer(bundle, precision="float32")
+    scorer = load_scorer(bundle)
 
     def refuse(inputs):
         raise RuntimeError("No working C++ compiler found.\nSet CXX.")
