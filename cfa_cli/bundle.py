@@ -265,6 +265,10 @@ def _check_tensors(path: Path, bundle: Bundle) -> None:
             raise _damaged(path, f"keep has shape {keep.shape}, expected {bundle.geometry.input_size}")
         if not np.isin(keep, (0, 1)).all() or not keep.any():
             raise _damaged(path, "tensor keep holds other values than 0 and 1, or keeps nothing")
+    if bundle.backbone.precision == "int8":  # the largest input of each convolution
+        ranges = bundle.tensors.get("ranges")
+        if ranges is None or ranges.ndim != 1 or not (ranges >= np.finfo(np.float32).tiny).all():
+            raise _damaged(path, "tensor ranges, which int8 needs, is missing or holds values that are not positive")
     neighbours = bundle.config.score_neighbours
     if neighbours > bank[0]:
         raise _damaged(path, f"it has {bank[0]} centroids, fewer than its {neighbours} neighbours")

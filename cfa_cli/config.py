@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from cfa_cli.errors import UsageError
 
 BankKind = Literal["mean", "ema", "kmeans"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Preset = Literal["default", "paper"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Preset = Literal["default", "fast", "paper"]
 Augment = Literal["none", "rotate", "flip", "rotate+flip"]
 
 MIN_SIDE = 32  # px, of images and of the network's input
@@ -74,7 +74,7 @@ class FitConfig:
     size: Annotated[
         Size | Literal["full"] | None,
         SIDE,
-        "The network's input in px: 256, HEIGHTxWIDTH, full (the images' own), or auto (224 x 224 px in their aspect).",
+        "The network's input in px: 256, HEIGHTxWIDTH, full (the images' own), or auto (320 x 320 px in their aspect).",
     ] = None
     crop: Annotated[Size | None, SIDE, "Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH."] = None
     bank: Annotated[BankKind, "How the memory bank is built."] = "kmeans"
@@ -83,7 +83,7 @@ class FitConfig:
         Range(1),
         "Compress the memory bank to (h*w)/GAMMA_C centroids; auto: the smallest that keeps them within 3136.",
     ] = None
-    gamma_d: Annotated[int, Range(1), "Reduce the descriptor to C/GAMMA_D channels."] = 1
+    gamma_d: Annotated[int, Range(1), "Reduce the descriptor to C/GAMMA_D channels."] = 2
     neighbours: Annotated[int, Range(1), "K = J of the paper's loss."] = 3
     score_neighbours: Annotated[int, Range(1), "K of the paper's score; 1: the nearest distance itself."] = 1
     normalize_positions: Annotated[bool, "Divide scores by their position's baseline, from good images."] = True
@@ -110,7 +110,8 @@ class FitConfig:
     seed: Annotated[int, Range(0, 2**32 - 1), "Of the hold-out, the initial descriptor and the order of images."] = 0
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps."] = "auto"
     precision: Annotated[
-        Precision, "The backbone's numbers; auto: bfloat16 where the processor multiplies it natively."
+        Precision,
+        "The backbone's numbers; auto: bfloat16 where the processor multiplies it natively; int8: quicker; ResNets.",
     ] = "auto"
 
     def __post_init__(self) -> None:
@@ -207,15 +208,17 @@ _NOUNS = {
     Size: "a size: (height, width) in px",
 }
 
-MAX_AUTO_CENTROIDS = 3136  # those of 224 x 224 px at stride 4
+MAX_AUTO_CENTROIDS = 3136  # the paper's, of 224 x 224 px at stride 4
 
 PRESETS: dict[Preset, FitConfig] = {
     "default": FitConfig(),
+    "fast": FitConfig(layers=("8", "16")),
     "paper": FitConfig(
         layers=AUTHORS_LAYERS,
         size=(224, 224),
         bank="mean",
         gamma_c=1,
+        gamma_d=1,
         score_neighbours=3,
         normalize_positions=False,
         epochs=30,

@@ -14,17 +14,22 @@ from cfa_cli.bands import bands_of
 from cfa_cli.config import MAX_SIDE, MIN_SIDE
 from cfa_cli.records import Geometry
 
-AUTO_PIXELS = 224 * 224
+AUTO_PIXELS = 224 * 224, 320 * 320  # of the network's input: at least, at most
 MULTIPLE = 16  # px: the coarsest stride
 
 
-def auto_size(aspects: Sequence[float], pixels: int = AUTO_PIXELS) -> tuple[int, int]:
-    """Choose (height, width) for images of these aspects (height / width): the median's, in about `pixels`.
+def auto_size(sizes: Sequence[tuple[int, int]], pixels: tuple[int, int] = AUTO_PIXELS) -> tuple[int, int]:
+    """Choose (height, width) for images of these sizes (height, width): their median aspect, and about as many pixels.
 
-    Both are multiples of the coarsest stride. Aspects past 1:8 are cut to it; without any, the size is square.
+    pixels: the fewest and the most. Within them images are not enlarged: that would show nothing more.
+
+    Both sides are multiples of the coarsest stride. Aspects past 1:8 are cut to it; without any images, the size is
+    square and the largest.
     """
-    aspect = float(np.clip(np.median(aspects) if aspects else 1.0, 1 / 8, 8))
-    return _in_multiples((pixels * aspect) ** 0.5), _in_multiples((pixels / aspect) ** 0.5)
+    fewest, most = pixels
+    aspect = float(np.clip(np.median([height / width for height, width in sizes]) if sizes else 1.0, 1 / 8, 8))
+    area = float(np.clip(np.median([height * width for height, width in sizes]) if sizes else most, fewest, most))
+    return _in_multiples((area * aspect) ** 0.5), _in_multiples((area / aspect) ** 0.5)
 
 
 def full_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from cfa_cli.text import printable
 if TYPE_CHECKING:
     import numpy as np
 
-NumberType = Literal["float32", "bfloat16", "float16"]
+NumberType = Literal["float32", "bfloat16", "float16", "int8"]
 Label = Literal["good", "anomalous"]
 ExportFormat = Literal["onnx", "openvino", "torch"]
 SaveKind = Literal["overlay", "map", "mask", "heatmap"]

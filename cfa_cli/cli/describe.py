@@ -40,7 +40,7 @@ def threshold_facts(bundle: Bundle) -> list[tuple[str, str]]:
     separated = separation(bundle)
     return [
         ("Threshold", _threshold(bundle)),
-        *([("Near it", near)] if (near := _near(calibration)) else []),
+        *([("Near the threshold", near)] if (near := _near(calibration)) else []),
         *([("Held-out images", separated.sentence)] if separated else []),
         *([("Calibrated", changed.describe(calibration))] if changed else []),
         ("Pixel threshold", f"{calibration.pixel_threshold:.4g}"),
@@ -82,10 +82,9 @@ def _short(sha256: str) -> str:
 def _near(calibration: Calibration) -> str | None:
     if calibration.threshold_low is None or calibration.threshold_high is None:
         return None
-    low, high = calibration.threshold_low, calibration.threshold_high
-    return (
-        f"{low:.4g} to {high:.4g}: the 90 % interval of the score that {calibration.max_fpr:.1%} of good images exceed"
-    )
+    text = f"{calibration.threshold_low:.4g} to {calibration.threshold_high:.4g}, the 90 % interval of the threshold"
+    held = calibration.holdout_scores
+    return text if calibration.threshold_high in held else f"{text}; {len(held)} held-out images bound one end alone"
 
 
 def threshold_table(evidence: Recalibration, calibration: Calibration) -> tuple[list[str], list[list[str]]]:

@@ -109,15 +109,11 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _silence() -> None:
-    """Keep what Ray logs to its own files off the terminal."""
-
-    for name in ("ray", "ray.data"):
+    """Keep what Ray says of its own work off the terminal. It sets up its topmost loggers anew whenever it starts."""
+    for name in ("ray._private", "ray._common", "ray.data._internal"):
         logger = logging.getLogger(name)
         logger.propagate = False
         logger.addHandler(logging.NullHandler())
-        for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.CRITICAL + 1)
 
 
 def share_of_worker(device: str) -> Share:

@@ -32,7 +32,7 @@ def outcomes_on_cluster(
         return
     share = share_of_worker(pending[0].config.device)
     # A process for each: its memory goes with it, and its peak is its own.
-    task = ray.remote(_work).options(max_calls=1, max_retries=MOST_RETRIES, **share.options())
+    task = ray.remote(max_calls=1, max_retries=MOST_RETRIES, **share.options())(_work)
     folder, own = str(Path.cwd()), versions()
     waiting = {task.remote(job, attempt, fail, folder, own, share.cpus): job for job in pending}
     told: set[str] = set()

@@ -68,7 +68,7 @@ class ClusterModel:
         """
         if options.out is None:
             raise UsageError("A cluster's workers write their pictures to a folder.", "Give out=FOLDER.")
-        self._options, self._workers = options, workers
+        self._options = options
         self._shipped, self.bundles, warnings = _open(model, options)
         self._warnings = dict.fromkeys(warnings)  # in order, each once
         self._held = ExitStack()
@@ -105,7 +105,7 @@ class ClusterModel:
             return
         share = share_of_worker(self._options.device)
         setup = Setup(self._shipped, self._options, ignore, str(Path.cwd()), versions(), share.cpus)
-        size = max(1, min(MOST_IMAGES, len(named) // ((self._workers or share.workers) * LISTS_A_WORKER)))
+        size = max(1, min(MOST_IMAGES, len(named) // (share.workers * LISTS_A_WORKER)))
         lists = [named[start : start + size] for start in range(0, len(named), size)]
         try:
             for some, outcome in zip(lists, self._outcomes(lists, setup, share), strict=True):
@@ -137,12 +137,11 @@ class ClusterModel:
         context.execution_no_progress_timeout_s = -1  # large images are slow, and a cluster may be waited for
         items = [{"number": number, "images": pickle.dumps(images)} for number, images in enumerate(lists)]
         attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-        workers = self._workers or share.workers
         scored = from_items(items, override_num_blocks=len(items)).map_batches(
             self.worker,
             fn_constructor_args=([ray.put(setup)], attempts),
             batch_size=1,
-            compute=ActorPoolStrategy(min_size=1, max_size=self._workers, initial_size=workers),
+            compute=ActorPoolStrategy(min_size=1, max_size=None, initial_size=share.workers),
             **share.options(),
         )
         for row in scored.iter_rows():

@@ -24,6 +24,7 @@ from cfa_cli.atomic import atomic_paths, scratch_folder
 from cfa_cli.bundle import check_free, load_bundle, to_metadata
 from cfa_cli.download import sha256_of
 from cfa_cli.engine.export_options import ExportOptions, check_options
+from cfa_cli.engine.network import build_network
 from cfa_cli.engine.runtimes import (
     EXPORT_KEY,
     KEEP_KEY,
@@ -34,7 +35,7 @@ from cfa_cli.engine.runtimes import (
     load_exported,
     prepare,
 )
-from cfa_cli.engine.scorer import NetworkScorer, build_network
+from cfa_cli.engine.scorer import NetworkScorer
 from cfa_cli.engine.thresholds import without_min_area
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
 from cfa_cli.errors import CfaError, ExportError

@@ -23,6 +23,7 @@ from cfa_cli.engine.features import FeatureStore, store_features
 from cfa_cli.engine.ignore import Ignore, ignore_warnings, make_ignore
 from cfa_cli.engine.kinds import kinds_warning
 from cfa_cli.engine.provenance import path_below, record_provenance
+from cfa_cli.engine.ranges import quantise
 from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.engine.sampling import sample_by_folder
 from cfa_cli.engine.thresholds import set_thresholds, split_holdout
@@ -31,6 +32,7 @@ from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import auto_size, full_size
+from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.joined import SCALES, AnyBackbone, JoinedBackbone
@@ -75,11 +77,13 @@ def fit(
     masks = None if ignore is None else find_ignore_masks(ignore, paths)
     _check_min_area(config.min_area, paths, max_pixels)
     device = choose_device(config.device)
-    dtype = backbone_dtype(config.precision, device)
+    number_type(config.precision, device, quantisable=True)  # what cannot be is said before weights are fetched
     backbone, backbone_info = load_backbone(config, notify)
+    quantisable = isinstance(backbone, Backbone) and backbone.range_count > 0
+    precision = number_type(config.precision, device, quantisable)
     # The bundle keeps the weights as they came; the backbone may compute in a shorter type.
     tensors = {f"backbone.{name}": tensor.numpy().copy() for name, tensor in backbone.weights().items()}
-    backbone.to(device, dtype).to(memory_format=torch.channels_last)
+    backbone.to(device, backbone_dtype(precision)).to(memory_format=torch.channels_last)
     geometry, shapes, config = _resolve(paths, config, backbone, max_pixels)
     grid = shapes[0][1], shapes[0][2]
     ignored = None if masks is None else _ignore(masks, paths, geometry, grid, config, max_pixels)
@@ -88,6 +92,10 @@ def fit(
     if 8 < bit_depth < 16:
         notify(f"The 16-bit files hold {bit_depth}-bit values: {2**bit_depth - 1} is white.")
     sources = [Source(path, path.name) for path in paths]
+    if precision == "int8" and isinstance(backbone, Backbone):
+        train, _ = split_holdout(len(sources), config.holdout, config.seed)
+        members = [sources[index] for index in train]
+        tensors["ranges"] = quantise(backbone, members, geometry, device, bit_depth, max_pixels, ignored)
     views = views_of(config.augment, geometry)
     with FeatureStore(shapes, len(paths) * len(views)) as store:
         usable, skipped, statistics = store_features(
@@ -121,7 +129,7 @@ def fit(
         config=config,
         geometry=geometry,
         grid=grid,
-        backbone=replace(backbone_info, precision=number_type(dtype)),
+        backbone=replace(backbone_info, precision=precision),
         calibration=calibration,
         provenance=record_provenance(
             folder, [source.path for source in usable], config.seed, len(found) if len(found) > len(paths) else None
@@ -196,7 +204,7 @@ def _resolve(
     size = config.size
     if size is None or size == "full":
         sizes = sample_sizes(paths, max_pixels)
-        size = full_size(sizes) if size and sizes else auto_size([height / width for height, width in sizes])
+        size = full_size(sizes) if size and sizes else auto_size(sizes)
     geometry = Geometry(size, config.crop, backbone.mean, backbone.std)
     shapes = backbone.map_shapes(geometry.input_size)
     grid = shapes[0][1], shapes[0][2]

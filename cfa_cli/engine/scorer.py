@@ -13,25 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_cli.bundle import MAX_REASON
 from cfa_cli.config import Precision
 from cfa_cli.data.depth import to_full_scale
 from cfa_cli.data.misfits import find_misfits
 from cfa_cli.engine.ignore import Ignore
+from cfa_cli.engine.network import build_network
 from cfa_cli.engine.reading import Decoded, does_not_fit, read_as_they_come
 from cfa_cli.engine.thresholds import normalize
 from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
-from cfa_cli.errors import BundleError, CfaError, DeviceError, is_out_of_memory
+from cfa_cli.errors import DeviceError, UsageError, is_out_of_memory
 from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import to_input
-from cfa_cli.model.descriptor import Descriptor
-from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16
-from cfa_cli.model.joined import make_backbone, restore_backbone
+from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.device import backbone_dtype, choose_device, native_bfloat16, number_type
 from cfa_cli.model.network import Network
+from cfa_cli.model.quantised import multiplies_bytes
 from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, Bundle, Geometry, Label, Prediction, Source, TrainingImages
 from cfa_cli.results.regions import image_score
-from cfa_cli.text import printable
 
 BATCH_SIZE = 8
 MAX_BYTES_TOGETHER = 100_000_000  # of images that are kept in a batch, unless a single one is larger
@@ -68,22 +67,28 @@ class NetworkScorer:
         precision: Precision = "auto",
         warnings: tuple[str, ...] = (),
         training: TrainingImages | None = None,
+        ranges: Tensor | None = None,
     ) -> None:
         self.training = training
         self.warnings = warnings
         self.geometry = geometry
         self.device = choose_device(device)
         self.network = network.to(self.device).eval()
-        dtype = backbone_dtype(precision, self.device)
-        self.network.backbone.to(dtype).to(memory_format=torch.channels_last)
+        resolved = number_type(precision, self.device, quantisable=ranges is not None)
+        backbone = self.network.backbone
+        backbone.to(backbone_dtype(resolved)).to(memory_format=torch.channels_last)
+        if resolved == "int8" and ranges is not None and isinstance(backbone, Backbone):
+            backbone.quantise(ranges)
         self.network.use_quick_search()
         self._workers = Workers(self.device, images_at_a_time(geometry.input_size, BATCH_SIZE))
 
     def compile(self) -> None:
         """Compile the backbone, for batches and for single images: the same scores but for rounding, a little sooner.
 
-        Takes up to minutes. Raises DeviceError where there is no compiler.
+        Takes up to minutes. Raises DeviceError where there is no compiler, UsageError for int8.
         """
+        if isinstance(self.network.backbone, Backbone) and self.network.backbone.quantised is not None:
+            raise UsageError("--compile does not go with int8.", "Leave --compile out, or add --precision float32.")
         self.network.backbone.compile(options={"freezing": True})  # folds the normalisation into the convolutions
         try:
             for count in (BATCH_SIZE, 1):  # a thread that has several cores needs code of its own
@@ -117,51 +122,11 @@ class NetworkScorer:
             return scores.cpu(), maps.cpu()
 
 
-def build_network(bundle: Bundle) -> Network:
-    """Rebuild a bundle's network, in float32 on the CPU. Raises BundleError if its tensors do not fit together."""
-    tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()}
-    weights = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
-    info, input_size = bundle.backbone, bundle.geometry.input_size
-    try:
-        with torch.device("meta"):  # shapes alone: any timm model may be named, and none is made that the file is not
-            outline = make_backbone(info.name, info.layers, None)
-            outline.check_weights(weights)
-            shapes = outline.map_shapes(input_size)
-        backbone = restore_backbone(info.name, info.layers, weights)
-    except CfaError as error:
-        raise _misfit(f"its backbone cannot be rebuilt: {error.message.rstrip('.')}") from error
-    except (AssertionError, RuntimeError, ValueError) as error:  # timm's, for an input of this size
-        raise _misfit(f"its backbone {info.name} does not take images of {input_size} px") from error
-    expected = (len(tensors["descriptor.bias"]), sum(backbone.channels) + 2, 1, 1)
-    if (found := tuple(tensors["descriptor.weight"].shape)) != expected:
-        raise _misfit(f"descriptor.weight has shape {found}, expected {expected}")
-    if (grid := shapes[0][1:]) != bundle.grid:
-        raise _misfit(f"its grid is {bundle.grid}, expected {grid}")
-    descriptor = Descriptor(backbone.channels, expected[0])
-    descriptor.load_state_dict({"weight": tensors["descriptor.weight"], "bias": tensors["descriptor.bias"]})
-    descriptor.requires_grad_(False)
-    config, geometry = bundle.config, bundle.geometry
-    return Network(
-        backbone,
-        descriptor,
-        tensors["bank"],
-        tensors["baseline"],
-        geometry.input_size,
-        config.score_neighbours,
-        config.sigma,
-        tensors.get("keep"),
-    )
-
-
-def _misfit(reason: str) -> BundleError:
-    return BundleError(f"The model is damaged: {printable(reason, MAX_REASON)}.", "Fit the model again.")
-
-
 def load_scorer(bundle: Bundle, device: str = "auto", precision: Precision | None = None) -> NetworkScorer:
     """Make a bundle ready to score.
 
     `precision` None takes the number type that the model was fitted in, or, with a warning, float32 where the device
-    does not compute that one natively.
+    does not compute that one natively. int8 is computed everywhere, as other number types would give other scores.
     """
     warnings: tuple[str, ...] = ()
     if precision is None:
@@ -172,7 +137,21 @@ def load_scorer(bundle: Bundle, device: str = "auto", precision: Precision | Non
                 "float32, a little differently from the images that made its threshold.",
             )
             precision = "float32"
-    return NetworkScorer(build_network(bundle), bundle.geometry, device, precision, warnings, bundle.training)
+    if precision == "int8" and not multiplies_bytes(choose_device(device)):
+        warnings = (
+            "This model was fitted in int8, which this device does not compute natively: the scores are the same, and "
+            "take as long as in float32, or longer.",
+        )
+    ranges = bundle.tensors.get("ranges")
+    return NetworkScorer(
+        build_network(bundle),
+        bundle.geometry,
+        device,
+        precision,
+        warnings,
+        bundle.training,
+        None if ranges is None else torch.from_numpy(ranges),
+    )
 
 
 def _is_native(precision: Precision, device: torch.device) -> bool:
@@ -182,6 +161,7 @@ def _is_native(precision: Precision, device: torch.device) -> bool:
         "float32": True,
         "bfloat16": native_bfloat16(device),
         "float16": device.type != "cpu",
+        "int8": True,
     }[precision]
 
 

@@ -5,6 +5,7 @@ timm is imported where it is needed: plain ResNets at their own maps do without 
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from cfa_cli.config import AUTHORS_LAYERS
 from cfa_cli.errors import UsageError, WeightsError
+from cfa_cli.model.quantised import QuantisedResNet, count_ranges
 from cfa_cli.model.resnet import MEAN, PLANS, STD, FeatureMap, ResNet, feature_maps
 
 DEFAULT_STRIDES = (4, 8, 16)
@@ -86,6 +88,7 @@ class Backbone(nn.Module):
             self.model.load_state_dict({key: state_dict[key] for key in self.weights()}, strict=False)
         elif isinstance(self.model, ResNet):
             self.model.draw_weights()
+        self.quantised: QuantisedResNet | None = None  # None: the maps are computed in floating point
         self.eval().requires_grad_(False)
 
     def _extract(self, modules: Sequence[str]) -> None:
@@ -97,6 +100,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map normalised images (B, 3, H, W) to the chosen maps [(B, C_l, h_l, w_l)], finest first."""
+        if self.quantised is not None:
+            return self.quantised(images)
         if self.places is not None:
             outputs = self.model(images)
             return [torch.cat([outputs[i] for i in of_layer], dim=1) for of_layer in self.places]
@@ -111,6 +116,27 @@ class Backbone(nn.Module):
         from cfa_cli.model.extractor import map_shapes
 
         return [(channels, height, width) for _, channels, height, width in map_shapes(self, input_size)]
+
+    def quantise(self, ranges: Tensor) -> None:
+        """Compute in 8-bit integers from now on, where the weights are.
+
+        ranges: (`range_count`,) float32 > 0: see `model.quantised.recorded_ranges`.
+        """
+        lowest = min((0 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        highest = max((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        quantised = QuantisedResNet(self.model, ranges.tolist(), lowest, highest)
+        self.quantised = quantised if quantised.finite else None  # floating point lets infinities be seen
+
+    def unquantised(self) -> Backbone:
+        """Return this backbone, computing in floating point; the weights are the same ones."""
+        plain = copy.copy(self)
+        plain.quantised = None
+        return plain
+
+    @property
+    def range_count(self) -> int:
+        """How many ranges `quantise` takes; 0 where this backbone cannot compute in integers."""
+        return count_ranges(self.model) if isinstance(self.model, ResNet) and "act1" not in self.layers else 0
 
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors that a bundle needs: parameters and buffers, less those that inference never reads."""

@@ -6,6 +6,7 @@ import torch
 
 from cfa_cli.config import Precision, check_device_name
 from cfa_cli.errors import DeviceError, UsageError
+from cfa_cli.model.quantised import multiplies_bytes
 from cfa_cli.records import NumberType
 
 
@@ -27,23 +28,36 @@ def _is_there(kind: str, index: int) -> bool:
     return kind != "mps" or torch.backends.mps.is_available()
 
 
-def backbone_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the type that the backbone computes in; `auto` is bfloat16 where the device multiplies it natively."""
-    if precision != "auto":
-        if precision == "float16" and device.type == "cpu":
-            raise UsageError("float16 is for accelerators.", "Use --precision auto, float32 or bfloat16 on the CPU.")
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-    return torch.bfloat16 if native_bfloat16(device) else torch.float32
+def number_type(precision: Precision, device: torch.device, quantisable: bool) -> NumberType:
+    """Return what a backbone computes in; `auto` is the quickest that the device computes natively.
+
+    quantisable: whether it can compute in int8.
+
+    Raises UsageError for float16 on the CPU, and for int8 where it cannot.
+    """
+    if precision == "auto":
+        if quantisable and multiplies_bytes(device):
+            return "int8"
+        return "bfloat16" if native_bfloat16(device) else "float32"
+    if precision == "float16" and device.type == "cpu":
+        raise UsageError("float16 is for accelerators.", "Use --precision auto, float32 or bfloat16 on the CPU.")
+    if precision == "int8" and not quantisable:
+        raise UsageError(
+            "int8 is for plain ResNets, such as resnet18, at strides 4, 8, 16 and 32, and for models that were "
+            "fitted in it.",
+            "Leave --precision out.",
+        )
+    return precision
 
 
-def number_type(dtype: torch.dtype) -> NumberType:
-    """Return the name of a type that `backbone_dtype` gave."""
-    names: dict[torch.dtype, NumberType] = {
-        torch.float32: "float32",
-        torch.bfloat16: "bfloat16",
-        torch.float16: "float16",
-    }
-    return names[dtype]
+def backbone_dtype(precision: NumberType) -> torch.dtype:
+    """Return the type of a backbone's weights; those of int8 are made from float32."""
+    return {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "int8": torch.float32,
+    }[precision]
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import is_efficientnet, pool_levels
 from cfa_cli.model.joined import AnyBackbone
 
@@ -73,6 +74,8 @@ def plan_tiles(backbone: AnyBackbone, height: int, width: int) -> Plan | None:
 
     What depends on what is asked of the backbone itself: a row of NaN spoils every output that depends on it.
     """
+    if isinstance(backbone, Backbone):
+        backbone = backbone.unquantised()  # integers know no NaN
     weight = next(backbone.parameters())
     with torch.inference_mode():
         rows = torch.zeros(1, 3, 2 * TILE, PROBE, device=weight.device, dtype=weight.dtype)

@@ -30,7 +30,8 @@ MIN_SIDE_FOR_LEGEND = 160  # px; on smaller images a legible legend would hide t
 COLOURS: np.ndarray = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[..., ::-1].copy()
 # A pixel of value v becomes v * keep + tint. On light parts the colour has the opacity _ON_LIGHT; on dark parts, where
 # it would be too dark to be seen, _ON_DARK: 1 - v / 255 times the difference is added, which keeps the formula's form.
-_RAMP = np.clip((np.arange(256) / 255 - 0.2) / 0.8, 0, 1)[:, None, None]  # nothing at the scale's lower end
+CLEAR = 51  # up to here on the scale nothing is painted
+_RAMP = np.clip((np.arange(256) - CLEAR) / (255 - CLEAR), 0, 1)[:, None, None]
 _ON_LIGHT, _ON_DARK = 0.6 * _RAMP**0.8, 0.68 * _RAMP**0.5
 _TINT = np.rint(COLOURS * _ON_DARK).astype(np.uint8)
 _KEEP = np.rint(255 * (1 - _ON_LIGHT) - COLOURS * (_ON_DARK - _ON_LIGHT)).astype(np.uint8)
@@ -63,11 +64,15 @@ def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration, ma
 
     Returns (h, w, 3) uint8 RGB.
     """
-    picture = np.empty(image.shape, np.uint8)
+    picture = image.copy() if image.dtype == np.uint8 else to_8_bit(image)
+    scaled = scale_map(score_map, calibration)
     for rows in bands_of(image.shape):
-        scaled = scale_map(score_map[rows], calibration)
-        kept = cv2.multiply(to_8_bit(image[rows]), cv2.applyColorMap(scaled, _KEEP), scale=1 / 255)
-        cv2.add(kept, cv2.applyColorMap(scaled, _TINT), dst=picture[rows])
+        # Nothing is painted where scores are low, as they mostly are: the smallest box that holds the others will do.
+        left, top, width, height = cv2.boundingRect((scaled[rows] > CLEAR).view(np.uint8))
+        if width:
+            box = np.s_[rows.start + top : rows.start + top + height, left : left + width]
+            kept = cv2.multiply(picture[box], cv2.applyColorMap(scaled[box], _KEEP), scale=1 / 255)
+            cv2.add(kept, cv2.applyColorMap(scaled[box], _TINT), dst=picture[box])
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if contours:
         line = _line_width(mask)
@@ -152,7 +157,7 @@ def draw_thumbnail(
 
     What `prediction` ignores is hatched. Returns uint8 RGB, `side` px at its longer side, or as small as the image.
     """
-    height, width = image.shape[:2]
+    full = height, width = image.shape[0], image.shape[1]
     factor = min(1.0, side / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     if factor < 1:
@@ -165,7 +170,7 @@ def draw_thumbnail(
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)
-    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, (height, width), size)
+    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, full, size)
     picture = blend(small, small_map, bundle.calibration, mask)
     ignored = None if prediction is None else find_ignored(prediction, bundle, size)
     if ignored is not None:

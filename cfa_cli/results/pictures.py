@@ -7,7 +7,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +68,8 @@ class Pictures:
         self._out, self._bundles, self._save = out, bundles, sorted(save)
         self._workers = workers or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cfa-write")
+        # A file takes longer to reach the disk than to be drawn: those of an image do so side by side.
+        self._files = ThreadPoolExecutor(4 * self._workers, thread_name_prefix="cfa-file")
         self._pending: deque[tuple[Prediction, str, Future[tuple[Region, ...]]]] = deque()
 
     def put(self, prediction: Prediction, name: str) -> Iterator[tuple[Prediction, str]]:
@@ -96,6 +98,7 @@ class Pictures:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._files.shutdown()
 
     def _start(self, prediction: Prediction, name: str) -> Future[tuple[Region, ...]]:
         if prediction.score_map is not None:
@@ -146,24 +149,29 @@ class Pictures:
             "mask": lambda: marked,
             "heatmap": lambda: draw_heatmap(score_map, calibration),
         }
-        for kind in self._save:
-            folder, suffix = KINDS[kind]
-            write_picture(self._out / folder / f"{name}{suffix}", draw[kind]())
+        written: list[Future[None]] = []
 
-        report = self._out / REPORT_FOLDER
+        def write(folder: str, suffix: str, pixels: np.ndarray) -> None:
+            written.append(self._files.submit(write_picture, self._out / folder / f"{name}{suffix}", pixels))
+
+        for kind in self._save:
+            write(*KINDS[kind], draw[kind]())
         small = draw_thumbnail(image, prediction.score_map, bundle, prediction=prediction)
-        write_picture(report / f"{name}{THUMBNAIL}", small)
         reduced = small.shape[0], small.shape[1]
+        write(REPORT_FOLDER, THUMBNAIL, small)
         small_map = resize_map(prediction.score_map, geometry, reduced)
-        write_picture(report / f"{name}{REPORT_MAP}", scale_map(small_map, calibration))
+        write(REPORT_FOLDER, REPORT_MAP, scale_map(small_map, calibration))
         mask = mark_reduced(prediction.score_map, geometry, calibration, size, reduced)
-        write_picture(report / f"{name}{REPORT_MASK}", mask)
+        write(REPORT_FOLDER, REPORT_MASK, mask)
         if (ignored := find_ignored(prediction, bundle, reduced)) is not None:
-            write_picture(report / f"{name}{REPORT_IGNORED}", draw_hatching(ignored))
+            write(REPORT_FOLDER, REPORT_IGNORED, draw_hatching(ignored))
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
-            shown = draw_thumbnail(image, None, bundle, JPEG_SIDE)
-            write_picture(report / f"{name}{REPORT_IMAGE}", shown)
-        return find_regions(score_map, calibration, marked)
+            write(REPORT_FOLDER, REPORT_IMAGE, draw_thumbnail(image, None, bundle, JPEG_SIDE))
+        regions = find_regions(score_map, calibration, marked)
+        wait(written)
+        for file in written:
+            file.result()
+        return regions
 
 
 def _bytes(prediction: Prediction) -> int:

@@ -26,7 +26,7 @@ from cfa_cli.data.datasets import open_dataset
 from cfa_cli.data.images import read_image
 from cfa_cli.data.masks import read_mask
 from cfa_cli.engine.metrics import PixelMetrics, image_metrics
-from cfa_cli.engine.scorer import build_network
+from cfa_cli.engine.network import build_network
 from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.geometry import resize_map, to_input
 from cfa_cli.model.scoremap import position_baseline

@@ -38,8 +38,7 @@ def spread(images: Sequence[Image], most: int) -> tuple[Image, ...]:
 
 def run(category: Category, side: int, seed: int) -> Run:
     """Fit and measure one category at one size."""
-    aspects = [height / width for height, width in sample_sizes(category.train)]
-    size = auto_size(aspects, side * side)
+    size = auto_size(sample_sizes(category.train), (side * side, side * side))
     start = time.process_time()
     found = measure(category, replace(DEFAULT, weights="embedded", size=size, seed=seed), every=1)
     return found | {"cpu_s": time.process_time() - start}

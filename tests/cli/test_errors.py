@@ -76,7 +76,12 @@ FIT = [
     ("good --epochs many", 2, "Error: Invalid value for '--epochs': it takes a whole number.", "cfa fit --help"),
     ("good --lr fast", 2, "Error: Invalid value for '--lr': it takes a number.", "cfa fit --help"),
     ("good --bank median", 2, "Error: Invalid value for '--bank': 'median' is not one of", "cfa fit --help"),
-    ("good --preset papr", 2, "'papr' is not one of 'default', 'paper'.", "Hint: Did you mean paper? See `cfa fit"),
+    (
+        "good --preset papr",
+        2,
+        "'papr' is not one of 'default', 'fast', 'paper'.",
+        "Hint: Did you mean paper? See `cfa fit",
+    ),
     ("good --epocs 3", 2, "Error: No such option: --epocs.", "Hint: Did you mean --epochs? See `cfa fit --help`."),
     ("good more", 2, "Error: Got an argument too many (more).", "cfa fit --help"),
     ("", 2, "Missing argument", "cfa fit --help"),

@@ -50,7 +50,7 @@ def test_json_is_one_document(cfa, few):
     assert document["model"] == "made/model.safetensors"
     assert (document["train_images"], document["holdout_images"], document["skipped"]) == (5, 1, [])
     assert document["calibration"]["threshold"] == bundle.calibration.threshold
-    assert document["tensors"]["bank"] == [64, 448]
+    assert document["tensors"]["bank"] == [64, 224]
     assert len(document["losses"]) == 1
     assert len(document["warnings"]) == 2
 
@@ -112,6 +112,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
                 epochs=1,
                 bank="mean",
                 gamma_c=1,
+                gamma_d=1,
                 layers=("authors",),
                 score_neighbours=3,
                 normalize_positions=False,

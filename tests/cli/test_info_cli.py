@@ -42,11 +42,12 @@ def test_json(cfa, model):
     assert tuple(document["calibration"]["holdout_scores"]) == bundle.calibration.holdout_scores
     assert document["provenance"]["images_sha256"] == bundle.provenance.images_sha256
     assert document["tensors"] == {
-        "bank": [256, 448],
-        "descriptor.bias": [448],
-        "descriptor.weight": [448, 450, 1, 1],
+        "bank": [256, 224],
+        "descriptor.bias": [224],
+        "descriptor.weight": [224, 450, 1, 1],
         "radius": [],
         "baseline": [16, 16],
+        **({"ranges": [12]} if bundle.backbone.precision == "int8" else {}),
     }
 
 
@@ -77,7 +78,7 @@ def test_a_warning_is_shown_wherever_the_model_is(cfa, model, good_dir, tmp_path
     assert "Warning: These [weights] are poor." in predicted.err
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_the_number_type_that_fit_took_is_kept_and_shown(cfa, good_dir, precision):
     options = ("--weights", "embedded", "--size", "32", "--epochs", "0", "--precision", precision, "--quiet")
     assert cfa("fit", good_dir, *options).code == 0
@@ -87,7 +88,7 @@ def test_the_number_type_that_fit_took_is_kept_and_shown(cfa, good_dir, precisio
 
 def test_an_automatic_number_type_is_recorded_as_it_was_resolved(fitted):
     assert fitted.bundle.config.precision == "auto"
-    assert fitted.bundle.backbone.precision in ("bfloat16", "float32")
+    assert fitted.bundle.backbone.precision in ("int8", "bfloat16", "float32")
 
 
 def test_what_a_newer_version_wrote_is_named_wherever_the_model_is(cfa, model, good_dir, tmp_path):

@@ -118,6 +118,24 @@ def set_range(page, value):
     )
 
 
+def test_scores_near_the_threshold_are_marked_until_it_is_moved(tmp_path, open_page):
+    with ResultWriter(tmp_path / "out", make_bundle(), frozenset({"overlay"})) as writer:
+        for name, score, near in (("a.png", 1.4, True), ("b.png", 3.0, False), ("c.png", 1.6, True)):
+            write_photograph(tmp_path / name)
+            writer.write(replace(make_prediction(tmp_path / name, score), near_threshold=near))
+    page = open_page(write_report(tmp_path / "out", make_bundle(), command=["cfa", "predict", "in"]))
+    marked = page.locator(".tile .near:not([hidden])")
+    assert marked.count() == 2
+    assert "2 near the threshold" in page.locator("#counts").inner_text()
+    page.select_option("#verdict", "near")
+    assert tiles(page) == [("c.png", "anomalous"), ("a.png", "good")]
+    set_range(page, 900)
+    assert (tiles(page), marked.count()) == ([], 0)
+    assert "near" not in page.locator("#counts").inner_text()
+    page.locator("#reset").click()
+    assert names(page) == ["c.png", "a.png"]
+
+
 def test_the_gallery_is_sorted_by_score_and_shows_pictures(small, open_page):
     page = open_page(small)
     assert tiles(page) == [

@@ -30,9 +30,9 @@ def shapes(bundle):
 def test_the_bundle_has_the_contracts_tensors(fitted):
     bundle = fitted.bundle
     assert shapes(bundle) == {
-        "descriptor.weight": (448, 450, 1, 1),
-        "descriptor.bias": (448,),
-        "bank": (256, 448),
+        "descriptor.weight": (224, 450, 1, 1),
+        "descriptor.bias": (224,),
+        "bank": (256, 224),
         "radius": (),
         "baseline": (16, 16),
     }
@@ -117,7 +117,7 @@ def test_no_epochs_leave_the_descriptor_as_it_was_drawn(good_dir):
     found = fit(good_dir, replace(SMALL, epochs=0))
     torch.manual_seed(SMALL.seed)
     np.testing.assert_array_equal(
-        found.bundle.tensors["descriptor.weight"], torch.nn.Conv2d(450, 448, 1).weight.detach()
+        found.bundle.tensors["descriptor.weight"], torch.nn.Conv2d(450, 224, 1).weight.detach()
     )
     assert found.losses == ()
     assert found.bundle.tensors["radius"] == np.float32(1e-5)
@@ -126,14 +126,14 @@ def test_no_epochs_leave_the_descriptor_as_it_was_drawn(good_dir):
 @pytest.mark.parametrize(
     ("changes", "expected", "grid", "input_size"),
     [
-        ({"layers": ("4", "8")}, {"descriptor.weight": (192, 194, 1, 1), "bank": (64, 192)}, (8, 8), (32, 32)),
-        ({"layers": ("layer2",)}, {"descriptor.weight": (128, 130, 1, 1), "bank": (16, 128)}, (4, 4), (32, 32)),
-        ({"gamma_c": 4}, {"bank": (16, 448)}, (8, 8), (32, 32)),
+        ({"layers": ("4", "8")}, {"descriptor.weight": (96, 194, 1, 1), "bank": (64, 96)}, (8, 8), (32, 32)),
+        ({"layers": ("layer2",)}, {"descriptor.weight": (64, 130, 1, 1), "bank": (16, 64)}, (4, 4), (32, 32)),
+        ({"gamma_c": 4}, {"bank": (16, 224)}, (8, 8), (32, 32)),
         ({"gamma_d": 7}, {"descriptor.weight": (64, 450, 1, 1), "bank": (64, 64)}, (8, 8), (32, 32)),
-        ({"size": (32, 64)}, {"bank": (8 * 16, 448)}, (8, 16), (32, 64)),
-        ({"size": (72, 72), "crop": (64, 32)}, {"bank": (16 * 8, 448)}, (16, 8), (64, 32)),
-        ({"bank": "ema"}, {"bank": (64, 448)}, (8, 8), (32, 32)),
-        ({"bank": "mean"}, {"bank": (64, 448)}, (8, 8), (32, 32)),
+        ({"size": (32, 64)}, {"bank": (8 * 16, 224)}, (8, 16), (32, 64)),
+        ({"size": (72, 72), "crop": (64, 32)}, {"bank": (16 * 8, 224)}, (16, 8), (64, 32)),
+        ({"bank": "ema"}, {"bank": (64, 224)}, (8, 8), (32, 32)),
+        ({"bank": "mean"}, {"bank": (64, 224)}, (8, 8), (32, 32)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -145,12 +145,23 @@ def test_options_show_in_the_tensors(good_dir, changes, expected, grid, input_si
     assert bundle.config == replace(SMALL, **{"gamma_c": 1} | changes)
 
 
-def test_auto_size_keeps_the_images_aspect_within_the_same_pixels(tmp_path):
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            (50, 150),
+            (128, 384),
+        ),  # at least 224² px: 224 / sqrt(3) = 129.3 and 224 * sqrt(3) = 388.0, in multiples of 16
+        ((160, 480), (160, 480)),  # within: as they are
+        ((500, 1500), (192, 560)),  # at most 320² px: 184.8 and 554.3
+        ((40, 800), (80, 640)),  # 1:8 at most: 224 / sqrt(8) = 79.2 and 224 * sqrt(8) = 633.6
+    ],
+)
+def test_auto_size_keeps_the_images_aspect_and_does_not_enlarge_them_needlessly(tmp_path, source, expected):
     for number in range(3):
-        write_part(tmp_path / f"{number}.jpg", number, size=(50, 150))
+        write_part(tmp_path / f"{number}.jpg", number, size=source)
     size = fit(tmp_path, replace(SMALL, size=None, layers=("16",), epochs=0)).bundle.geometry.size
-    assert size == (128, 384)  # 224 / sqrt(3) = 129.3 and 224 * sqrt(3) = 388.0, in multiples of 16
-    assert size[0] * size[1] == pytest.approx(224 * 224, rel=0.1)
+    assert size == expected
 
 
 def test_full_size_is_the_images_own_and_kept(tmp_path):

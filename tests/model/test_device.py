@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cfa_cli.model.device import backbone_dtype, native_bfloat16
+from cfa_cli.model.device import native_bfloat16, number_type
 
 CPU = torch.device("cpu")
 QUESTIONS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -20,4 +20,4 @@ def test_a_torch_without_the_private_questions_computes_in_float32(monkeypatch):
     for question in QUESTIONS:
         monkeypatch.delattr(torch.cpu, question, raising=False)
     assert not native_bfloat16(CPU)
-    assert backbone_dtype("auto", CPU) == torch.float32
+    assert number_type("auto", CPU, quantisable=False) == "float32"
