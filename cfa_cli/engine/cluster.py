@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from cfa_cli.records import Prediction, Source
 
 LOCAL = "local"  # in place of an address: this machine alone
 _ADDRESS = re.compile(r"local|auto|(ray://)?([\w.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
+ANSWER_SECONDS = 10  # that a cluster's head may take
 MOST_CORES = 8  # of an actor without a GPU: it computes as many images side by side
 
 
@@ -85,6 +87,7 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     _silence()
+    _check_answers(address)
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -95,9 +98,12 @@ def connected(address: str) -> Iterator[None]:
             logging_level="CRITICAL",
         )
     except Exception as error:  # of any kind: ConnectionError, RuntimeError, ValueError, their own
-        reason = " ".join(str(error).split()) or type(error).__name__
+        ray.shutdown()
+        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+        if address == LOCAL:
+            raise DeviceError(f"Ray does not start on this machine: {reason}.", "Leave --ray out.") from error
         raise DeviceError(
-            f"The Ray cluster at {address} cannot be used: {reason.rstrip('.')}.",
+            f"The Ray cluster at {address} cannot be used: {reason}.",
             "See `ray status` there, and that its Ray and Python are those of this machine.",
         ) from error
     try:
@@ -108,12 +114,29 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _check_answers(address: str) -> None:
+    """Raise DeviceError where nothing answers at HOST:PORT: Ray would try for minutes."""
+    if address in (LOCAL, "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DeviceError(
+            f"No Ray cluster answers at {address}: {reason}.", "Its head says its address: `ray start --head`."
+        ) from error
+
+
 def _silence() -> None:
     """Keep what Ray says of its own work off the terminal. It sets up its topmost loggers anew whenever it starts."""
     for name in ("ray._private", "ray._common", "ray.data._internal"):
         logger = logging.getLogger(name)
         logger.propagate = False
         logger.addHandler(logging.NullHandler())
+    import ray
+
+    ray._private.worker._worker_logs_enabled = False  # what its daemons complain of would be printed on stdout
 
 
 def share_of_worker(device: str) -> Share:

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cfa_cli import FitConfig, predict
-from tests.conftest import write_part
+from tests.conftest import assert_refused, write_part
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'cfa-cli[ray]'", exc_type=ImportError)
 pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'cfa-cli[ray]'", exc_type=ImportError)
@@ -202,3 +203,9 @@ def test_a_benchmark_on_a_cluster_gives_the_same_and_goes_on(cluster, tmp_path):
     assert again.evaluations == spread.evaluations
     assert [step.done for step in steps] == [2]
     assert (tmp_path / "spread" / "samples").is_dir()
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(cfa, good_dir, model):
+    refused = cfa("predict", good_dir, "--model", model, "--ray", "127.0.0.1:1")
+    assert_refused(refused, 6, "No Ray cluster answers at 127.0.0.1:1", "ray start --head")
+    assert not Path("maps").exists()
