@@ -152,10 +152,12 @@ def draw_thumbnail(
     bundle: Bundle,
     side: int = 320,
     prediction: Prediction | None = None,
+    marked: np.ndarray | None = None,
 ) -> np.ndarray:
     """A small picture of an image (h, w, 3), with what is unusual in it, unless `score_map` (network size) is None.
 
-    What `prediction` ignores is hatched. Returns uint8 RGB, `side` px at its longer side, or as small as the image.
+    What `prediction` ignores is hatched; `marked` is what `mark` makes of the map at the image's size, if known.
+    Returns uint8 RGB, `side` px at its longer side, or as small as the image.
     """
     full = height, width = image.shape[0], image.shape[1]
     factor = min(1.0, side / max(height, width))
@@ -170,7 +172,7 @@ def draw_thumbnail(
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)
-    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, full, size)
+    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, full, size, marked)
     picture = blend(small, small_map, bundle.calibration, mask)
     ignored = None if prediction is None else find_ignored(prediction, bundle, size)
     if ignored is not None:

@@ -156,12 +156,12 @@ class Pictures:
 
         for kind in self._save:
             write(*KINDS[kind], draw[kind]())
-        small = draw_thumbnail(image, prediction.score_map, bundle, prediction=prediction)
+        small = draw_thumbnail(image, prediction.score_map, bundle, prediction=prediction, marked=marked)
         reduced = small.shape[0], small.shape[1]
         write(REPORT_FOLDER, THUMBNAIL, small)
         small_map = resize_map(prediction.score_map, geometry, reduced)
         write(REPORT_FOLDER, REPORT_MAP, scale_map(small_map, calibration))
-        mask = mark_reduced(prediction.score_map, geometry, calibration, size, reduced)
+        mask = mark_reduced(prediction.score_map, geometry, calibration, size, reduced, marked)
         write(REPORT_FOLDER, REPORT_MASK, mask)
         if (ignored := find_ignored(prediction, bundle, reduced)) is not None:
             write(REPORT_FOLDER, REPORT_IGNORED, draw_hatching(ignored))

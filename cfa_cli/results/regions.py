@@ -10,6 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from cfa_cli.bands import bands_of
 from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Geometry, Region
@@ -85,14 +86,16 @@ def mark_reduced(
     calibration: Calibration,
     size: tuple[int, int],
     reduced: tuple[int, int],
+    marked: np.ndarray | None = None,
 ) -> np.ndarray:
     """Mark, in a picture reduced to (h, w) px, the regions of an image of `size` (height, width) px.
 
     score_map: (H, W) float32, at the network's input. Where areas count, they are those of the image itself.
+    marked: what `mark` makes of the map at `size`, if that is known.
     """
     if calibration.min_area <= 1:
         return mark(resize_map(score_map, geometry, reduced), calibration)
-    mask = mark(resize_map(score_map, geometry, size), calibration)
+    mask = mark(resize_map(score_map, geometry, size), calibration) if marked is None else marked
     return np.multiply(cv2.resize(mask, reduced[::-1], interpolation=cv2.INTER_AREA) > 0, np.uint8(255))
 
 
@@ -105,8 +108,8 @@ def _box(mask: np.ndarray) -> tuple[slice, slice]:
 def _paint(mask: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> None:
     """Set a mask to 255 where its label (h, w) int32 is chosen, (n,) bool, and to 0 elsewhere, in place."""
     values = np.multiply(chosen, np.uint8(255))
-    for line, line_labels in zip(mask, labels, strict=True):  # all at once would need much memory
-        line[:] = values[line_labels]
+    for rows in bands_of(mask.shape):  # all at once would need much memory
+        mask[rows] = values[labels[rows]]
 
 
 def find_regions(
