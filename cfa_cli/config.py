@@ -94,7 +94,7 @@ class FitConfig:
     sigma: Annotated[float, Range(0, MAX_SIDE), "Of the score map's Gaussian, px of the network's input."] = 4.0
     max_images: Annotated[
         int, Range(2), "Of more good images draw so many, by folder: some to train on, the others to calibrate."
-    ] = 4000
+    ] = 2500
     holdout: Annotated[float, SHARE, "Share of the good images kept from training, for calibration."] = 0.2
     max_fpr: Annotated[float, SHARE, "Share of good images that the threshold may flag."] = 0.05
     min_area: Annotated[
