@@ -68,7 +68,7 @@ Ray = Annotated[
     str | None,
     typer.Option(
         metavar="[ADDRESS]",
-        help="Spread the work over a Ray cluster: HOST:PORT, auto for the one that this machine is part of, or no "
+        help="Spread the work over a Ray cluster: auto for the one that this machine is part of, its HOST:PORT, or no "
         "address for this machine's cores. Its workers must see the images and --out.",
         show_default=False,
         rich_help_panel="Computing",

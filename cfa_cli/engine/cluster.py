@@ -39,6 +39,11 @@ def check_ray(address: str | None, device: str, jobs: int = 1) -> None:
             f"--ray takes the address of a Ray cluster, not '{address}'.",
             "Write HOST:PORT, or auto for the cluster that this machine is part of, or nothing for this machine alone.",
         )
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"{address} is an address of Ray Client, over which no data is spread.",
+            "Run cfa on one of the cluster's machines, with --ray auto.",
+        )
     if ":" in device:
         raise UsageError(
             f"--device {device} does not go with --ray, which gives each worker its own GPU.", "Write --device cuda."
@@ -118,7 +123,7 @@ def _check_answers(address: str) -> None:
     """Raise DeviceError where nothing answers at HOST:PORT: Ray would try for minutes."""
     if address in (LOCAL, "auto"):
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:

@@ -33,6 +33,7 @@ def test_the_address_may_be_left_out(typed, meant):
     ("options", "code", "message", "hint"),
     [
         (["--ray=photos/"], ExitCode.USAGE, "--ray takes the address of a Ray cluster, not 'photos/'", "HOST:PORT"),
+        (["--ray", "ray://head:10001"], ExitCode.USAGE, "is an address of Ray Client", "--ray auto"),
         (["--ray", "--device", "cuda:1"], ExitCode.USAGE, "--device cuda:1 does not go with --ray", "--device cuda"),
         (["--ray"], ExitCode.DEVICE, "--ray needs Ray, which is not installed", "pip install 'cfa-cli[ray]'"),
     ],
