@@ -87,7 +87,7 @@ class FitConfig:
     neighbours: Annotated[int, Range(1), "K = J of the paper's loss."] = 3
     score_neighbours: Annotated[int, Range(1), "K of the paper's score; 1: the nearest distance itself."] = 1
     normalize_positions: Annotated[bool, "Divide scores by their position's baseline, from good images."] = True
-    epochs: Annotated[int, Range(0), "Passes over the training images."] = 1
+    epochs: Annotated[int, Range(0), "Passes over the training images that adapt the descriptor (the paper's: 30)."] = 0
     batch_size: Annotated[int, Range(1), "Images a training step."] = 4
     lr: Annotated[float, Range(0, open=True), "AdamW's learning rate."] = 1e-3
     weight_decay: Annotated[float, Range(0), "AdamW's weight decay."] = 5e-4

@@ -119,7 +119,7 @@ Ignore = Annotated[
 PresetOption = Annotated[
     Preset,
     typer.Option(
-        help="default: a K-means bank, one epoch, scores normalised by position; it finds more defects, several times "
+        help="default: a K-means bank, no adaptation, scores normalised by position; it finds more defects, many times "
         "sooner. paper: the paper's recipe, for comparisons."
     ),
 ]
