@@ -33,21 +33,15 @@ STUDIES: dict[str, dict[str, FitConfig]] = {
     "precision": {precision: replace(DEFAULT, precision=precision) for precision in ("float32", "bfloat16", "int8")},
     "fast": {
         "default": DEFAULT,
-        "gamma_c 4": replace(DEFAULT, gamma_c=4),
-        "gamma_d 4": replace(DEFAULT, gamma_d=4),
-        "gamma_c 4, gamma_d 4": replace(DEFAULT, gamma_c=4, gamma_d=4),
-        "gamma_c 8, gamma_d 4": replace(DEFAULT, gamma_c=8, gamma_d=4),
-        "gamma_c 4, gamma_d 4, 192² px": replace(DEFAULT, gamma_c=4, gamma_d=4),
-        "192² px": DEFAULT,
+        "224² px": DEFAULT,
         "160² px": DEFAULT,
+        "gamma_c 8": replace(DEFAULT, gamma_c=8),
         "strides 8 and 16": FAST,
-        "strides 8 and 16, gamma_c 2": replace(FAST, gamma_c=2),
-        "strides 8 and 16, gamma_c 4": replace(FAST, gamma_c=4),
         "strides 8 and 16, gamma_d 4": replace(FAST, gamma_d=4),
-        "strides 8 and 16, 3 epochs": replace(FAST, epochs=3),
-        "strides 8 and 16, 192² px": FAST,
+        "strides 8 and 16, gamma_c 2": replace(FAST, gamma_c=2),
+        "strides 8 and 16, 224² px": FAST,
         "strides 8 and 16, 256² px": FAST,
-        "strides 8 and 16, 320² px": FAST,
+        "strides 8 and 16, 384² px": FAST,
         "stride 8": replace(DEFAULT, layers=("8",)),
     },
 }
@@ -58,8 +52,10 @@ Job = tuple[str, Category, FitConfig]
 def configured(title: str, config: FitConfig, category: Category) -> FitConfig:
     """Return a row's configuration, with the input's size in the images' aspect where the title names a side."""
     sides = [int(word.removesuffix("²")) for word in title.split() if word.endswith("²")]
-    aspects = [height / width for height, width in sample_sizes(category.train)] if sides else []
-    return replace(config, size=auto_size(aspects, sides[0] ** 2)) if sides else config
+    if not sides:
+        return config
+    area = sides[0] ** 2
+    return replace(config, size=auto_size(sample_sizes(category.train), (area, area)))
 
 
 def run(job: Job) -> tuple[str, Run]:
