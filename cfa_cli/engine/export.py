@@ -45,6 +45,7 @@ from cfa_cli.records import Bundle, Progress, ProgressCallback
 
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
 HALF_TOLERANCE = 1e-2
+ONNX_LOOP_TORCH = (2, 14)  # the first release that exports `while_loop` to ONNX
 QUANTIZATION_IMAGES = 300  # at most, for INT8
 
 Write = Callable[[Path, dict[str, str]], None]  # to a path, with metadata
@@ -138,6 +139,12 @@ def _convert(network: Network, bundle: Bundle, options: ExportOptions, quantize:
     }
     for module in needed[options.format]:
         import_extra(module, options.format, ExportError)
+    if needed[options.format] and tuple(int(part) for part in torch.__version__.split(".")[:2]) < ONNX_LOOP_TORCH:
+        raise ExportError(
+            f"Exporting to {options.format} needs torch {'.'.join(map(str, ONNX_LOOP_TORCH))} or later, which writes "
+            f"loops; this is torch {torch.__version__}.",
+            "Upgrade torch, or use --format torch.",
+        )
     try:
         with _quiet():
             program = _trace(network, bundle, options)

@@ -48,7 +48,7 @@ class DeployedSearch(nn.Module):
         super().__init__()
         self.neighbours, self.measured = neighbours, 4 * (neighbours + 1)
         count, channels = bank.shape
-        self.filtered = channels >= 2 * LEADING and count >= GROUP * self.measured
+        self.filtered = channels >= 3 * LEADING // 2 and count >= GROUP * self.measured
         lengths, rest = bank.square().sum(1), None
         short = bank
         if self.filtered:

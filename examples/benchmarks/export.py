@@ -1,13 +1,17 @@
-"""Exported models beside the tool: error, size and time, by format and backbone.
+"""Exported models beside the tool: nodes, error, size and time, by image size, backbone and format.
 
     python examples/benchmarks/export.py --good examples/parts/train/good --images examples/parts/test
 
 Prints a Markdown table. Backbones other than resnet18 have random weights: what is measured here hardly depends on
-them, and nothing needs to be fetched. Times are medians of single images at 224 px, without decoding.
+them, and nothing needs to be fetched. Times are processor time of single images on one core, without decoding, measured
+in turns with the tool, as ratios; so other work on the machine matters little.
 """
 
 import argparse
+import os
+import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -15,15 +19,18 @@ import torch
 from cfa_cli import FitConfig, fit, load_bundle, save_bundle
 from cfa_cli.engine.export import export
 from cfa_cli.engine.export_options import ExportOptions
+from cfa_cli.engine.runtimes import load_exported
 from cfa_cli.engine.scorer import load_scorer
-from cfa_cli.engine.verify import read_images, time_scorer
+from cfa_cli.engine.verify import read_images
 from cfa_cli.errors import ExportError
 from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.records import Geometry
 
 BACKBONES = ("resnet18", "wide_resnet50_2", "vgg19_bn", "efficientnet_b5")
+SIZES = (224, 512, 1024)
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+TURNS = 7
 
 
 def random_weights(name: str, good: Path, path: Path) -> str:
@@ -49,45 +56,78 @@ def main() -> None:
     parser.add_argument("--good", type=Path, required=True, help="a folder of good images")
     parser.add_argument("--images", type=Path, required=True, help="a folder of images to compare on")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="px; the first is every backbone's")
     options = parser.parse_args()
-    print("| Backbone | Format | Largest error / score | Size, MB | ms an image |")
-    print("| --- | --- | --- | --- | --- |")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the runtimes start as many threads as there are cores
+    torch.set_num_threads(1)
+    print(
+        "| Backbone | px | Format | Nodes | Largest error / score | MB | Time / tool's float32 | Time / tool's auto |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in options.backbones:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(name, options.good, options.images, Path(folder))
+        for size in options.sizes if name == BACKBONES[0] else options.sizes[:1]:
+            with tempfile.TemporaryDirectory() as folder:
+                measure(name, size, options.good, options.images, Path(folder))
 
 
-def measure(name: str, good: Path, images: Path, folder: Path) -> None:
+def measure(name: str, size: int, good: Path, images: Path, folder: Path) -> None:
     """Fit a model, export it to everything, and print a row each."""
     weights = "embedded" if name == "resnet18" else random_weights(name, good, folder / "weights.pth")
     model = folder / "model.safetensors"
-    size = save_bundle(fit(good, FitConfig(backbone=name, weights=weights, epochs=0)).bundle, model)
+    config = FitConfig(backbone=name, weights=weights, epochs=0, size=(size, size))
+    save_bundle(fit(good, config).bundle, model)
     bundle = load_bundle(model)
     image = read_images(images, bundle.training, limit=1)[0]
-    for precision in ("auto", "float32"):
-        scorer = load_scorer(bundle, "cpu", precision)
-        row(name, f"the tool, {precision}", "", size, time_scorer(scorer, scorer.prepare(image)))
-    variants = [ExportOptions(format) for format in SUFFIXES]
-    if name == BACKBONES[0]:  # what half and INT8 cost, once
-        variants += [ExportOptions(format, half=True) for format in SUFFIXES] + [None]
-    for options in variants:
-        int8 = options is None
-        options = options or ExportOptions("openvino")
-        out = folder / f"model{SUFFIXES[options.format]}"
-        kind = options.format + (", INT8" if int8 else ", half" if options.half else "")
+    tools = [load_scorer(bundle, "cpu", precision) for precision in ("float32", "auto")]
+    for variant in [ExportOptions(format) for format in SUFFIXES] + [
+        ExportOptions(format, half=True) for format in SUFFIXES if name == BACKBONES[0] and size == SIZES[0]
+    ]:
+        out = folder / f"model{SUFFIXES[variant.format]}"
+        kind = variant.format + ", half" * variant.half
         try:
-            result = export(model, out, options, images=images, quantize=good if int8 else None, force=True)
+            result = export(model, out, variant, images=images, force=True)
         except ExportError as failure:
-            print(f"| {name} | {kind} | {failure.message} | | |", flush=True)
+            print(f"| {name} | {size} | {kind} | | {failure.message} | | | |", flush=True)
             continue
         found = result.verification
         error = f"{found.max_relative:.1e}; {found.labels_agree} of {found.images} labels"
-        row(name, kind, error, result.bytes, found.milliseconds)
+        exported = load_exported(out, variant.format)[1]
+        ratios = " | ".join(f"{ratio:.2f}" for ratio in compare([exported, *tools], image))
+        nodes = count_nodes(out)
+        print(f"| {name} | {size} | {kind} | {nodes} | {error} | {result.bytes / 1e6:.1f} | {ratios} |", flush=True)
 
 
-def row(name: str, kind: str, error: str, size: int, milliseconds: float) -> None:
-    """Print one row; `size` is in bytes."""
-    print(f"| {name} | {kind} | {error} | {size / 1e6:.1f} | {milliseconds:.1f} |", flush=True)
+def compare(scorers: list, image) -> list[float]:
+    """Return the first scorer's processor time as a ratio to each of the others': medians, measured in turns."""
+    inputs = [scorer.prepare(image)[None] for scorer in scorers]
+    times: list[list[float]] = [[] for _ in scorers]
+    for turn in range(TURNS + 1):
+        for scorer, one, its in zip(scorers, inputs, times, strict=True):
+            start = time.process_time()
+            scorer(one)
+            if turn:
+                its.append(time.process_time() - start)
+    first, *others = (statistics.median(its) for its in times)
+    return [first / other for other in others]
+
+
+def count_nodes(path: Path) -> int:
+    """Count a graph's operations, those within its loop as well, without constants."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        def in_graph(graph) -> int:
+            inner = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+            return len(graph.node) + sum(in_graph(part) for part in inner)
+
+        return in_graph(onnx.load(path).graph)
+    if path.suffix == ".xml":
+        text = path.read_text(encoding="utf-8")
+        return text.count("<layer ") - text.count('type="Const"')
+    parts = torch.export.load(path).graph_module.modules()
+    graphs = [part.graph for part in parts if isinstance(part, torch.fx.GraphModule)]
+    return sum(node.op == "call_function" for graph in graphs for node in graph.nodes)
 
 
 if __name__ == "__main__":
