@@ -70,6 +70,11 @@ class FeatureStore:
         """About the network's input (height, width) px: the finest map has stride 4, or a little more."""
         return 4 * self.shapes[0][1], 4 * self.shapes[0][2]
 
+    def clear(self) -> None:
+        """Let go of all images."""
+        self.count = 0
+        self._means, self._kept = [], []
+
     def append(self, levels: Sequence[Tensor], kept: Sequence[Tensor | None] | None = None) -> None:
         """Add a batch of feature maps [(B, C_l, h_l, w_l)]; values past half precision's range are cut to it.
 

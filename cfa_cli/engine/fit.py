@@ -39,7 +39,7 @@ from cfa_cli.model.joined import SCALES, AnyBackbone, JoinedBackbone
 from cfa_cli.model.scoremap import ScoreMap, kept_positions
 from cfa_cli.model.views import View, views_of
 from cfa_cli.notes import LeftOut
-from cfa_cli.records import MAX_PIXELS, Bundle, FitResult, Geometry, Progress, ProgressCallback, Source
+from cfa_cli.records import MAX_PIXELS, Bundle, FitResult, Geometry, ImageStatistics, Progress, ProgressCallback, Source
 from cfa_cli.results.regions import image_score
 
 MAP_PIXELS = 512 * 512  # of each held-out map that thresholds are chosen from: a larger map is smooth between them
@@ -92,15 +92,22 @@ def fit(
     if 8 < bit_depth < 16:
         notify(f"The 16-bit files hold {bit_depth}-bit values: {2**bit_depth - 1} is white.")
     sources = [Source(path, path.name) for path in paths]
-    if precision == "int8" and isinstance(backbone, Backbone):
-        train, _ = split_holdout(len(sources), config.holdout, config.seed)
-        members = [sources[index] for index in train]
-        tensors["ranges"] = quantise(backbone, members, geometry, device, bit_depth, max_pixels, ignored)
     views = views_of(config.augment, geometry)
     with FeatureStore(shapes, len(paths) * len(views)) as store:
-        usable, skipped, statistics = store_features(
-            store, backbone, sources, geometry, device, bit_depth, progress, max_pixels, ignored, views
-        )
+
+        def fill(sources: Sequence[Source]) -> tuple[list[Source], list[tuple[str, str]], list[ImageStatistics]]:
+            if precision == "int8" and isinstance(backbone, Backbone):
+                train, _ = split_holdout(len(sources), config.holdout, config.seed)
+                members = [sources[index] for index in train]
+                tensors["ranges"] = quantise(backbone, members, geometry, device, bit_depth, max_pixels, ignored)
+            store.clear()
+            return store_features(
+                store, backbone, sources, geometry, device, bit_depth, progress, max_pixels, ignored, views
+            )
+
+        usable, skipped, statistics = fill(sources)
+        if skipped and precision == "int8" and len(usable) > 1:  # the hold-out is drawn from what can be read
+            usable, _, statistics = fill(usable)
         _check_usable(usable, skipped)
         train, holdout = split_holdout(len(usable), config.holdout, config.seed)
         if isinstance(backbone, JoinedBackbone):

@@ -37,6 +37,7 @@ def quantise(
     It is the convolution's largest input over some of the images. Those that cannot be read are passed over:
     `store_features` tells of them.
     """
+    backbone.quantised = None  # ranges are those of floating point
     batch_size = images_at_a_time(geometry.input_size, BATCH_SIZE)
     seen = None if ignore is None or ignore.common is None else ignore.common.to(device)
     stream = read_ahead(
