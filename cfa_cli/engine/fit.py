@@ -24,7 +24,7 @@ from cfa_cli.engine.ignore import Ignore, ignore_warnings, make_ignore
 from cfa_cli.engine.kinds import kinds_warning
 from cfa_cli.engine.provenance import path_below, record_provenance
 from cfa_cli.engine.ranges import quantise
-from cfa_cli.engine.reading import sample_sizes
+from cfa_cli.engine.reading import check_min_area, sample_sizes
 from cfa_cli.engine.sampling import sample_by_folder
 from cfa_cli.engine.thresholds import set_thresholds, split_holdout
 from cfa_cli.engine.training import train_descriptor
@@ -75,7 +75,7 @@ def fit(
     if len(paths) < len(found):
         notify(f"Of {len(found)} images {len(paths)} are drawn, by folder; --max-images takes more.")
     masks = None if ignore is None else find_ignore_masks(ignore, paths)
-    _check_min_area(config.min_area, paths, max_pixels)
+    check_min_area(config.min_area, paths, max_pixels)
     device = choose_device(config.device)
     number_type(config.precision, device, quantisable=True)  # what cannot be is said before weights are fetched
     backbone, backbone_info = load_backbone(config, notify)
@@ -236,16 +236,6 @@ def _ignore(
         return ignore
     _check_centroids(int(kept_positions(ignore.common[None], grid).sum()), grid, config)
     return None if bool(ignore.common.all()) else ignore
-
-
-def _check_min_area(min_area: int, paths: Sequence[Path], max_pixels: float) -> None:
-    """Raise UsageError if a region must be as large as the images are, or larger."""
-    sizes = sample_sizes(paths, max_pixels) if min_area > 1 else []
-    if sizes and min_area >= (pixels := min(height * width for height, width in sizes)):
-        raise UsageError(
-            f"min_area {min_area} px is not less than the images have: {pixels} px.",
-            "Give the area of the smallest defect that counts, for example --min-area 50.",
-        )
 
 
 def _check_usable(usable: Sequence[Source], skipped: Sequence[tuple[str, str]]) -> None:

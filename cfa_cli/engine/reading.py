@@ -19,7 +19,7 @@ from cfa_cli.data.arrays import check_array
 from cfa_cli.data.images import read_image
 from cfa_cli.data.statistics import measure
 from cfa_cli.engine.ignore import Ignore
-from cfa_cli.errors import ImageError, is_out_of_memory
+from cfa_cli.errors import ImageError, UsageError, is_out_of_memory
 from cfa_cli.notes import Misfit
 from cfa_cli.records import MAX_PIXELS, ImageStatistics, Source
 
@@ -139,3 +139,13 @@ def sample_sizes(paths: Sequence[Path], max_pixels: float = MAX_PIXELS) -> list[
             continue  # reported when all images are read
         sizes.append((height, width))
     return sizes
+
+
+def check_min_area(min_area: int, paths: Sequence[Path], max_pixels: float) -> None:
+    """Raise UsageError if a region must be as large as the images are, or larger."""
+    sizes = sample_sizes(paths, max_pixels) if min_area > 1 else []
+    if sizes and min_area >= (pixels := min(height * width for height, width in sizes)):
+        raise UsageError(
+            f"min_area {min_area} px is not less than the images have: {pixels} px.",
+            "Give the area of the smallest defect that counts, for example --min-area 50.",
+        )
