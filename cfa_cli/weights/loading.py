@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WORDS = ("auto", "imagenet", "embedded")
 EMBEDDED_BACKBONE = "resnet18"
 EMBEDDED_PATH = Path(__file__).parents[1] / "weights" / "resnet18_embedded.safetensors"
-EMBEDDED_SHA256 = "9fb071760f0e1d33596a470992657af0a22dd0685b9f98ae33d4d721a34ebca3"
+EMBEDDED_SHA256 = "0fc54a3be358fea3b470b7a104ac0e56cc2be8745999b02764f92c2bc2301d42"
 EMBEDDED_WARNING = (
     "The ImageNet weights could not be had, so this model uses the weights that come with cfa, which were trained on "
     "generated images and usually find fewer defects; fit again with a network, or with --weights FILE."

@@ -112,16 +112,16 @@ def light_up(images: Tensor, seed: int) -> Tensor:
     Contrast goes down to a fifth, because what is to be inspected is often grey, dim and nearly plain. A group's
     images are all grey or all coloured, and share what else is drawn by `chance`.
     """
-    lamp = torch.Generator().manual_seed(seed)
     count, side, device = images.shape[0], images.shape[-1], images.device
+    lamp = torch.Generator(device).manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         shape = shape or (count, 1, 1, 1)
-        return torch.empty(shape).uniform_(low, high, generator=lamp).to(device)
+        return torch.empty(shape, device=device).uniform_(low, high, generator=lamp)
 
     def chance(share: float) -> Tensor:
-        drawn = torch.rand((count // GROUP, 1, 1, 1), generator=lamp) < share
-        return drawn.repeat_interleave(GROUP, 0).to(device)
+        drawn = torch.rand((count // GROUP, 1, 1, 1), generator=lamp, device=device) < share
+        return drawn.repeat_interleave(GROUP, 0)
 
     x = images.float() / 255
     x = torch.where(chance(0.4), x.mean(1, keepdim=True).expand_as(x), x)
@@ -135,6 +135,6 @@ def light_up(images: Tensor, seed: int) -> Tensor:
     x = (x - middle) * contrast + brightness
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
     x = x + (soft - x) * uniform(-0.6, 1) * chance(0.5)  # below zero: sharpened
-    grain = torch.randn(x.shape, generator=lamp).to(device)
+    grain = torch.randn(x.shape, generator=lamp, device=device)
     x = x + grain * torch.exp(uniform(math.log(0.002), math.log(0.02))) * chance(0.5)
     return x.clamp(0, 1)

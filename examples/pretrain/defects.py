@@ -174,8 +174,52 @@ def chip(image: Image, donor: Image, rng: Rng) -> Defect:
     return soften(mask, rng), dark if rng.random() < 0.7 else donor.astype(np.float32)
 
 
+def hairline(image: Image, donor: Image, rng: Rng) -> Defect:
+    """A long, thin, faint crack that wanders across the image."""
+    size = len(image)
+    mask = np.zeros((size, size), np.uint8)
+    heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, 40))
+    steps = np.stack([np.cos(heading), np.sin(heading)], 1) * log_uniform(rng, 0.6, 4)
+    points = rng.uniform(0.1, 0.9, 2) * size + np.cumsum(steps, 0)
+    cv2.polylines(mask, [(points * 8).astype(np.int32)], False, 255, 1, cv2.LINE_AA, 3)
+    depth = log_uniform(rng, 8, 90) * (-1 if rng.random() < 0.85 else 1)
+    return soften(mask, rng), (image + depth).astype(np.float32)
+
+
+def blotch(image: Image, donor: Image, rng: Rng) -> Defect:
+    """A large, faint patch without an edge."""
+    size = len(image)
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    (row, column), reach = rng.uniform(0, 1, 2) * size, log_uniform(rng, 6, 40)
+    stretch, turn = log_uniform(rng, 1, 4), rng.uniform(0, np.pi)
+    along = (columns - column) * np.cos(turn) + (rows - row) * np.sin(turn)
+    across = (rows - row) * np.cos(turn) - (columns - column) * np.sin(turn)
+    mask = np.exp(-0.5 * ((along / reach / stretch**0.5) ** 2 + (across / reach * stretch**0.5) ** 2))
+    shift = log_uniform(rng, 10, 60) * (-1 if rng.random() < 0.6 else 1)
+    return mask.astype(np.float32), (image + shift).astype(np.float32)
+
+
+def grow(image: Image, donor: Image, rng: Rng) -> Defect:
+    """Bites, spurs, breaks and bridges: what is dark, or what is bright, grows over what lies beside it."""
+    reach = int(rng.integers(3, 10))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+    grown = (cv2.dilate if rng.random() < 0.5 else cv2.erode)(image, kernel)
+    return blob(len(image), rng, 1.5, 7), grown.astype(np.float32)
+
+
+def missing(image: Image, donor: Image, rng: Rng) -> Defect:
+    """Something is not there: its surroundings go on where it was."""
+    size = len(image)
+    mask = blob(size, rng, 3, 18)
+    inside = mask > 0.5
+    rim = (cv2.dilate(mask, np.ones((7, 7), np.uint8)) > 0.5) & ~inside
+    colour = np.median(image[rim], 0) if rim.any() else image.mean((0, 1))
+    grain = rng.standard_normal(image.shape[:2])[..., None] * rng.uniform(0, 5)
+    return mask, (colour + grain).astype(np.float32) * np.ones(image.shape, np.float32)
+
+
 KINDS: tuple[Callable[[Image, Image, Rng], Defect], ...] = (
-    spot, pits, scratch, crack, paste, blend, bend, stain, smear, roughen, chip,
+    spot, pits, scratch, crack, paste, blend, bend, stain, smear, roughen, chip, hairline, blotch, grow, missing,
 )  # fmt: skip
 
 

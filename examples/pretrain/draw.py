@@ -242,9 +242,68 @@ def cloud(size: int, style: Rng, rng: Rng) -> Field:
     return unit(grain / grain.std() * style.uniform(0.05, 1) + soft * style.uniform(0, 1.5))
 
 
+def traces(size: int, style: Rng, rng: Rng) -> Field:
+    """Line art of two tones: conductors that run straight, turn by 45 or 90 degrees and end in pads."""
+    width, pitch = int(style.integers(1, 6)), int(log_uniform(style, 5, 20))
+    pad, count = width * style.uniform(0.9, 2.2), int(log_uniform(style, 8, 60))
+    turns = style.choice([45, 90]) * np.pi / 180
+    field = np.zeros((size, size), np.uint8)
+    for _ in range(count):
+        heading, point = turns * int(rng.integers(8)), rng.integers(0, size // pitch + 1, 2) * float(pitch)
+        points = [point]
+        for _ in range(int(rng.integers(1, 5))):
+            point = point + np.array([np.cos(heading), np.sin(heading)]) * pitch * int(rng.integers(1, 7))
+            points.append(point)
+            heading = heading + turns * int(rng.choice([-1, 1]))
+        corners = np.round(points).astype(np.int32)
+        cv2.polylines(field, [corners], False, 255, width)
+        for end in (corners[0], corners[-1]):
+            if rng.random() < 0.7:
+                cv2.circle(field, end.tolist(), round(pad), 255, -1)
+    if style.random() < 0.3:  # pads with holes
+        for column, row in rng.integers(0, size // pitch + 1, (count // 3, 2)) * pitch:
+            cv2.circle(field, (int(column), int(row)), round(pad + 1), 255, -1)
+            cv2.circle(field, (int(column), int(row)), max(1, round(pad / 2)), 0, -1)
+    return field.astype(np.float32) / 255
+
+
+def grains(size: int, style: Rng, rng: Rng) -> Field:
+    """A polycrystal: dark grains of many tones, some twinned, under a few thin bright bars."""
+    seeds = np.full((size, size), 255, np.uint8)
+    sites = int(log_uniform(style, 20, 300))
+    seeds[rng.integers(0, size, sites), rng.integers(0, size, sites)] = 0
+    _, label = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    tones = rng.random((2, label.max() + 1)).astype(np.float32)
+    u, v = plane(size, style, rng)
+    turn = tones[1][label] * 2 * np.pi
+    twins = np.sin((u * np.cos(turn) + v * np.sin(turn)) * style.uniform(0.2, 1.5)) > 0.3
+    field = 0.1 + style.uniform(0.1, 0.5) * tones[0][label] * (1 - style.uniform(0, 0.4) * twins)
+    if style.random() < 0.6:
+        bar, gap = style.uniform(0.7, 2.5), log_uniform(style, 20, 120)
+        field = np.where((v % gap) < bar, 0.9, field)
+    return np.clip(field + style.uniform(0, 0.05) * rng.standard_normal((size, size)), 0, 1).astype(np.float32)
+
+
+def ground(size: int, style: Rng, rng: Rng) -> Field:
+    """Turned or ground metal: fine lines along one direction, noise along and across them, soft shade."""
+    across = rng.standard_normal(size).astype(np.float32)
+    lines = cv2.GaussianBlur(across[None], (0, 0), style.uniform(0.3, 2)).repeat(size, 0)
+    streaks = cv2.GaussianBlur(
+        rng.standard_normal((size, size)).astype(np.float32), (0, 0), sigmaX=0.5, sigmaY=log_uniform(style, 2, 30)
+    )
+    grain = rng.standard_normal((size, size)).astype(np.float32)
+    mixed = (
+        style.uniform(0, 1) * lines / (lines.std() + 1e-6)
+        + style.uniform(0.2, 1) * streaks / (streaks.std() + 1e-6)
+        + style.uniform(0, 0.7) * grain
+        + style.uniform(0, 1.5) * smooth_noise(size, rng, int(style.integers(1, 5)))
+    )
+    return unit(np.rot90(mixed, int(style.integers(2))))
+
+
 FAMILIES: tuple[Callable[[int, Rng, Rng], Field], ...] = (
     spectral, spectral, spectral, grating, weave, bricks, dots, voronoi, voronoi, dead_leaves, dead_leaves,
-    strokes, strokes, rings, glyphs, parts, parts, cloud,
+    strokes, strokes, rings, glyphs, parts, parts, cloud, traces, traces, grains, ground, ground,
 )  # fmt: skip
 
 

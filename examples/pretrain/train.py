@@ -1,4 +1,4 @@
-"""Trains a resnet18 (conv1 to layer3) from scratch on drawn images, and exports it in half precision.
+"""Train a resnet18 (conv1 to layer3) on drawn images, and export it in half precision.
 
     python train.py --out runs/first --export backbone.safetensors
 
@@ -27,6 +27,7 @@ from defects import KINDS
 from muon import Muon
 from pool import open_pool
 from safetensors.torch import load_file, save_file
+from teachers import Teacher, distances_loss, maps_loss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -55,20 +56,25 @@ class Trunk(nn.Module):
 
 
 class Student(nn.Module):
-    """The trunk and its linear heads, on every level: which class is this, and what is broken here?
+    """The trunk and its linear heads, on every level: which class is this, what is broken, what do the teachers see?
 
     The heads are linear and see the 3x3 average, since that is how the detector reads the features.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, taught: list[list[int]]) -> None:
+        """`taught`: the channels of each teacher's maps, by teacher and level."""
         super().__init__()
         self.trunk = Trunk()
         self.classify = nn.ModuleList(nn.Conv2d(width, classes, 1) for width in WIDTHS.values())
         self.detect = nn.ModuleList(nn.Conv2d(width, len(KINDS) + 1, 1) for width in WIDTHS.values())
+        self.guess = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(width, channels, 1) for width, channels in zip(WIDTHS.values(), maps, strict=True))
+            for maps in taught
+        )
         self.sharpness, self.offset = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Return class logits on the cells and defect logits at each stride, lists over levels, and the features.
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]], Tensor]:
+        """Return class logits on the cells, defect logits and guesses of the teachers' maps at each stride, features.
 
         The features (B, C, S/8, S/8) are all levels as the detector compares them.
         """
@@ -77,6 +83,7 @@ class Student(nn.Module):
         cells = [F.adaptive_avg_pool2d(m, side) for m in maps]
         classes = [head(m).float() for head, m in zip(self.classify, cells, strict=True)]
         defects = [head(m).float() for head, m in zip(self.detect, maps, strict=True)]
+        guesses = [[head(m) for head, m in zip(heads, maps, strict=True)] for heads in self.guess]
         middle = maps[1].shape[-2:]
         features = torch.cat(
             [
@@ -86,7 +93,7 @@ class Student(nn.Module):
             ],
             1,
         )
-        return classes, defects, features.float()
+        return classes, defects, guesses, features.float()
 
     def match_loss(self, features: Tensor, where: Tensor) -> Tensor:
         """Do what the detector will do: tell a place from its distance to the nearest good one in the group's others.
@@ -188,6 +195,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--class-weight", type=float, default=1.0, help="of the loss over classes; 0: without")
     parser.add_argument("--defect-weight", type=float, default=3.0, help="of the loss over defects; 0: without")
     parser.add_argument("--match-weight", type=float, default=2.0, help="of the loss over distances; 0: without")
+    parser.add_argument("--teacher", action="append", default=[], help="NAME=FILE: a timm network and its weights")
+    parser.add_argument("--maps-weight", type=float, default=4.0, help="of the loss over the teachers' maps")
+    parser.add_argument("--distances-weight", type=float, default=10.0, help="of the loss over the teachers' distances")
     parser.add_argument("--init", type=Path, help="start from an exported trunk (.safetensors), with new heads")
     parser.add_argument("--keep", type=float, default=0.5, help="share of --init's weights in what is exported")
     parser.add_argument("--lr", type=float, default=0.04, help="peak rate, relative to the weights' norm")
@@ -209,7 +219,13 @@ def main() -> None:
         raise SystemExit(f"--batch must be a multiple of {GROUP * world}")
     torch.manual_seed(args.seed)
     pool = open_pool(args.pool, args.seed, args.classes, args.instances, 160, os.cpu_count() or 1)
-    model = Student(args.classes).to(device, memory_format=torch.channels_last)
+    teachers = nn.ModuleList()
+    for teacher in args.teacher:
+        name, _, file = teacher.partition("=")
+        teachers.append(Teacher(name, Path(file)).to(device, memory_format=torch.channels_last))
+    model = Student(args.classes, [teacher.widths for teacher in teachers]).to(
+        device, memory_format=torch.channels_last
+    )
     earlier = load_file(args.init) if args.init else {}
     if earlier:
         model.trunk.load_state_dict(earlier, strict=False)  # all but the batch counters
@@ -218,7 +234,8 @@ def main() -> None:
     optimizer = Muon(model, args.lr)
     mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
-    shares = torch.tensor([args.class_weight, args.defect_weight, args.match_weight], device=device)
+    weights = (args.class_weight, args.defect_weight, args.match_weight, args.maps_weight, args.distances_weight)
+    shares = torch.tensor(weights, device=device)
 
     first = 0
     checkpoint = args.out / "checkpoint.pt"
@@ -228,22 +245,31 @@ def main() -> None:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
+        teachers.load_state_dict(state["teachers"])
         first = state["step"]
 
     batches = Batches(pool, args.seed, args.batch // world, args.crops, rank)
     loader = DataLoader(batches, None, sampler=range(first, args.steps), num_workers=args.workers, prefetch_factor=4)
     log = (args.out / "log.jsonl").open("a")
     started, seen = time.perf_counter(), 0
-    running = torch.zeros(3)
+    running = torch.zeros(len(weights), device=device)
     batch: Batch
     for step, batch in enumerate(loader, first):
         images, classes, where = (part.to(device, non_blocking=True) for part in batch)
-        x = (light_up(images, (args.seed * 1_000_000 + step) * world + rank) - mean) / std
+        lit = light_up(images, (args.seed * 1_000_000 + step) * world + rank)
+        x = ((lit - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
-            class_logits, defect_logits, features = model(x.contiguous(memory_format=torch.channels_last))
-        losses = torch.stack(
-            [class_loss(class_logits, classes), defect_loss(defect_logits, where), model.match_loss(features, where)]
-        )
+            class_logits, defect_logits, guesses, features = model(x)
+            taught = [teacher(lit) for teacher in teachers]
+        parts = [
+            class_loss(class_logits, classes),
+            defect_loss(defect_logits, where),
+            model.match_loss(features, where),
+        ]
+        nothing = features.new_zeros(())
+        parts.append(maps_loss(guesses, taught) if taught else nothing)
+        parts.append(distances_loss(features, taught, GROUP) if taught else nothing)
+        losses = torch.stack(parts)
         loss = losses @ shares
         loss.backward()
         # New heads first learn to read a trunk that was trained before.
@@ -252,25 +278,27 @@ def main() -> None:
 
         blend = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
-            for kept, new in zip(average.state_dict().values(), model.trunk.state_dict().values(), strict=True):
-                kept.lerp_(new, 1 - blend) if kept.is_floating_point() else kept.copy_(new)
+            pairs = zip(average.state_dict().values(), model.trunk.state_dict().values(), strict=True)
+            kept, new = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+            torch._foreach_lerp_(list(kept), list(new), 1 - blend)
 
         seen += args.batch
-        running += losses.detach().cpu()
+        running += losses.detach()
         done = step + 1
         if rank:
             continue
         if done % 50 == 0:
             rate = seen / (time.perf_counter() - started)
             left = (args.steps - done) * args.batch / rate / 60
-            c, d, m = (running / 50).tolist()
+            means = dict(zip(("class", "defect", "match", "maps", "distances"), (running / 50).tolist(), strict=True))
             running.zero_()
-            told = f"class {c:.3f}  defect {d:.4f}  match {m:.4f}  {rate:.0f} images/s  {left:.1f} min left"
-            print(f"step {done}/{args.steps}  {told}", flush=True)
-            log.write(json.dumps({"step": done, "class": c, "defect": d, "match": m, "rate": rate}) + "\n")
+            told = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+            print(f"step {done}/{args.steps}  {told}  {rate:.0f} images/s  {left:.1f} min left", flush=True)
+            log.write(json.dumps({"step": done, **means, "rate": rate}) + "\n")
             log.flush()
         if done % 200 == 0 or done == args.steps:
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            state["teachers"] = teachers.state_dict()
             torch.save({**state, "step": done}, checkpoint.with_suffix(".partial"))
             checkpoint.with_suffix(".partial").replace(checkpoint)
             facts = {"seed": str(args.seed), "steps": str(done)}

@@ -189,7 +189,7 @@ def test_the_command(cfa, good_dir, second):
     assert done.code == 0, done.err
     shown = cfa("info").out
     assert f"{NAME} (0.layer1, 0.layer2, 0.layer3, 1." in shown
-    assert "embedded + file: second.safetensors (sha256 9fb071760f0e + " in shown
+    assert "embedded + file: second.safetensors (sha256 0fc54a3be358 + " in shown
     assert_refused(
         cfa("fit", good_dir, "--backbone", NAME, "--weights", second, "--out", "b.safetensors"),
         5,
