@@ -34,6 +34,7 @@ from cfa_cli.data.masks import read_mask
 from cfa_cli.engine.backbone import load_backbone
 from cfa_cli.engine.features import FeatureStore
 from cfa_cli.engine.metrics import PixelMetrics, image_metrics
+from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.geometry import auto_size, resize_map, to_input
@@ -122,8 +123,7 @@ def _extract(network: str, category: Category, recipe: Recipe, every: int, work:
     backbone, _ = load_backbone(config, print)
     backbone.to(torch.bfloat16).to(memory_format=torch.channels_last)
     good, test = list(category.train[::every]), [image.path for image in category.test[::every]]
-    shapes = [read_image(path).shape for path in good[:16]]
-    size = auto_size([shape[0] / shape[1] for shape in shapes], recipe.side**2)
+    size = auto_size(sample_sizes(good), (min(224, recipe.side) ** 2, recipe.side**2))
     geometry = Geometry(size, None, backbone.mean, backbone.std)
 
     def maps(paths: Sequence[Path], flips: bool = False) -> list[Tensor]:
