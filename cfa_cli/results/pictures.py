@@ -149,10 +149,11 @@ class Pictures:
             "mask": lambda: marked,
             "heatmap": lambda: draw_heatmap(score_map, calibration),
         }
-        written: list[Future[None]] = []
+        written: dict[Path, Future[None]] = {}
 
         def write(folder: str, suffix: str, pixels: np.ndarray) -> None:
-            written.append(self._files.submit(write_picture, self._out / folder / f"{name}{suffix}", pixels))
+            path = self._out / folder / f"{name}{suffix}"
+            written[path] = self._files.submit(write_picture, path, pixels)
 
         for kind in self._save:
             write(*KINDS[kind], draw[kind]())
@@ -168,8 +169,11 @@ class Pictures:
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
             write(REPORT_FOLDER, REPORT_IMAGE, draw_thumbnail(image, None, bundle, JPEG_SIDE))
         regions = find_regions(score_map, calibration, marked)
-        wait(written)
-        for file in written:
+        wait(written.values())
+        if any(file.exception() for file in written.values()):
+            for path in written:  # an image has all of its files, or none
+                path.unlink(missing_ok=True)
+        for file in written.values():
             file.result()
         return regions
 

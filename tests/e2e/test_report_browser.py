@@ -332,6 +332,7 @@ def test_text_stands_out_in_light_and_dark_in_any_width(small, open_page, scheme
         page.set_viewport_size({"width": width, "height": 700})
         wait_for(page, "document.documentElement.scrollWidth <= innerWidth")  # nothing to scroll sideways
         assert page.locator(".tile").count() > 0
+    wait_for(page, "['.badge.good', '.badge.anomalous', '.badge.error'].every((b) => document.querySelector(b))")
     contrasts = page.evaluate("""() => {
         const light = (colour) => {
           const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)

@@ -112,7 +112,7 @@ def test_a_model_of_named_modules_is_a_bundle_like_any_other(good_dir, tmp_path)
     layers = ("layer1.0", "layer2.0+layer2.1")
     config = FitConfig(weights="embedded", size=(64, 64), layers=layers, epochs=1, precision="float32")
     bundle = fit(good_dir, config).bundle
-    assert (bundle.backbone.layers, bundle.tensors["descriptor.weight"].shape) == (layers, (320, 322, 1, 1))
+    assert (bundle.backbone.layers, bundle.tensors["descriptor.weight"].shape) == (layers, (160, 322, 1, 1))
     save_bundle(bundle, tmp_path / "model.safetensors")
     images = sorted(good_dir.glob("*.png"))[:3]
     expected = [prediction.score for prediction in predict(bundle, images)]
