@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,7 +173,8 @@ class Pictures:
         wait(written.values())
         if any(file.exception() for file in written.values()):
             for path in written:  # an image has all of its files, or none
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
         for file in written.values():
             file.result()
         return regions
