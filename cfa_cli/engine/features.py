@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import log2, prod
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from torch import Tensor
 from cfa_cli.data.depth import widen
 from cfa_cli.engine.ignore import Ignore
 from cfa_cli.engine.memory import available_memory
-from cfa_cli.engine.reading import read_ahead
+from cfa_cli.engine.reading import Decoded, read_ahead
 from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import to_input
@@ -178,6 +178,26 @@ class FeatureStore:
         return torch.frombuffer(self._mapped, dtype=torch.float16).view(capacity, row)
 
 
+def read_good(
+    sources: Sequence[Source],
+    geometry: Geometry,
+    bit_depth: int,
+    batch_size: int,
+    max_pixels: float,
+    ignore: Ignore | None,
+) -> Iterator[Decoded]:
+    """Decode good images, whose 16-bit files hold `bit_depth` bits, ahead of a network that takes `batch_size`."""
+    return read_ahead(
+        sources,
+        lambda image: to_input(image, geometry),
+        full_scale=lambda image: (widen(image, bit_depth), None),
+        keep_images=False,
+        ahead=2 * batch_size,
+        max_pixels=max_pixels,
+        ignore=ignore,
+    )
+
+
 def store_features(
     store: FeatureStore,
     backbone: AnyBackbone,
@@ -218,15 +238,7 @@ def store_features(
                 del kept[: len(levels[0])]
             waiting.clear()
 
-    stream = read_ahead(
-        sources,
-        lambda image: to_input(image, geometry),
-        full_scale=lambda image: (widen(image, bit_depth), None),
-        keep_images=False,
-        ahead=2 * batch_size,
-        max_pixels=max_pixels,
-        ignore=ignore,
-    )
+    stream = read_good(sources, geometry, bit_depth, batch_size, max_pixels, ignore)
     with Workers(device, batch_size) as workers:
         for number, decoded in enumerate(stream, start=1):
             if decoded.input is None or decoded.statistics is None:

@@ -9,12 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_cli.data.depth import widen
-from cfa_cli.engine.features import BATCH_SIZE
+from cfa_cli.engine.features import BATCH_SIZE, read_good
 from cfa_cli.engine.ignore import Ignore
-from cfa_cli.engine.reading import read_ahead
 from cfa_cli.engine.workers import Workers, images_at_a_time, in_batch
-from cfa_cli.geometry import to_input
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.quantised import recorded_ranges
 from cfa_cli.model.tiles import extract_levels
@@ -40,15 +37,8 @@ def quantise(
     backbone.quantised = None  # ranges are those of floating point
     batch_size = images_at_a_time(geometry.input_size, BATCH_SIZE)
     seen = None if ignore is None or ignore.common is None else ignore.common.to(device)
-    stream = read_ahead(
-        sources[:: -(-len(sources) // RANGE_IMAGES)],
-        lambda image: to_input(image, geometry),
-        full_scale=lambda image: (widen(image, bit_depth), None),
-        keep_images=False,
-        ahead=2 * batch_size,
-        max_pixels=max_pixels,
-        ignore=ignore,
-    )
+    sample = sources[:: -(-len(sources) // RANGE_IMAGES)]
+    stream = read_good(sample, geometry, bit_depth, batch_size, max_pixels, ignore)
     inputs = (decoded.input for decoded in stream if decoded.input is not None)
 
     def observe(images: Tensor) -> None:

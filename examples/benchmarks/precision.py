@@ -19,9 +19,9 @@ from statistics import fmean, stdev
 
 import torch
 from recipe import DEFAULT, Run, measure
+from runs import keep_run, open_runs
 
 from cfa_cli import FitConfig
-from cfa_cli.atomic import atomic_path
 from cfa_cli.config import PRESETS
 from cfa_cli.data.category import Category
 from cfa_cli.data.datasets import open_dataset
@@ -100,9 +100,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("precision-work"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / "runs.json"
-    runs: dict[str, Run] = json.loads(kept.read_text()) if kept.exists() else {}
+    runs: dict[str, Run] = open_runs(options.work)
     rows, categories = STUDIES[options.study], open_dataset(str(options.data)).categories
     jobs: list[Job] = []
     for seed in range(options.seeds):
@@ -113,10 +111,7 @@ def main() -> None:
                     own = replace(config, weights=options.weights, seed=seed, device=options.device)
                     jobs.append((key, category, configured(title, own, category)))
     for key, done in run_all(jobs, options.jobs):
-        runs[key] = done
-        with atomic_path(kept) as temporary:
-            temporary.write_text(json.dumps(runs, indent=0))
-        print(key, {name: round(value, 4) for name, value in done.items()}, flush=True)
+        keep_run(options.work, runs, key, done)
     names = [category.name for category in categories]
     found = {
         (title, name): [runs[f"{options.weights} | {title} | {name} | {seed}"] for seed in range(options.seeds)]

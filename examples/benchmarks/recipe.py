@@ -19,10 +19,10 @@ from statistics import fmean, stdev
 import numpy as np
 import timm
 import torch
+from runs import keep_run, open_runs
 from safetensors.torch import save_file
 
 from cfa_cli import FitConfig, fit
-from cfa_cli.atomic import atomic_path
 from cfa_cli.config import PRESETS
 from cfa_cli.data.category import Category
 from cfa_cli.data.datasets import open_dataset
@@ -117,9 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recipe.md"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / "runs.json"
-    runs: dict[str, Run] = json.loads(kept.read_text()) if kept.exists() else {}
+    runs: dict[str, Run] = open_runs(options.work)
     categories = open_dataset(str(options.data)).categories
     all_weights = options.weights or ["embedded"]
     titles = options.rows or list(ROWS)
@@ -131,10 +129,7 @@ def main() -> None:
                     key = f"{weights} | {title} | {category.name} | {seed} | {options.every}"
                     if key not in runs:
                         config = replace(ROWS[title], weights=file, seed=seed)
-                        runs[key] = measure(category, config, options.every)
-                        with atomic_path(kept) as temporary:
-                            temporary.write_text(json.dumps(runs, indent=0))
-                        print(key, {name: round(value, 3) for name, value in runs[key].items()}, flush=True)
+                        keep_run(options.work, runs, key, measure(category, config, options.every))
 
     part = f"every {options.every}th image of each list" if options.every > 1 else "all images"
     lines = [

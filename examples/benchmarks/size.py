@@ -20,8 +20,8 @@ from statistics import fmean
 from typing import TypeVar
 
 from recipe import DEFAULT, Run, measure
+from runs import keep_run, open_runs
 
-from cfa_cli.atomic import atomic_path
 from cfa_cli.data.category import Category
 from cfa_cli.data.datasets import open_dataset
 from cfa_cli.engine.reading import sample_sizes
@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("size-work"))
     parser.add_argument("--out", type=Path, default=Path("size.md"))
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / "runs.json"
-    runs: dict[str, Run] = json.loads(kept.read_text()) if kept.exists() else {}
+    runs: dict[str, Run] = open_runs(options.work)
     categories = [
         replace(each, train=spread(each.train, options.most), test=spread(each.test, options.most))
         for each in open_dataset(str(options.data), categories=options.categories).categories
@@ -85,10 +83,7 @@ def main() -> None:
     for (name, side), keys in wanted.items():
         for seed, key in enumerate(keys):
             if key not in runs:
-                runs[key] = run(by_name[name], side, seed)
-                with atomic_path(kept) as temporary:
-                    temporary.write_text(json.dumps(runs, indent=0))
-                print(key, {name: round(value, 3) for name, value in runs[key].items()}, flush=True)
+                keep_run(options.work, runs, key, run(by_name[name], side, seed))
     means = {
         place: {metric: fmean(runs[key][metric] for key in keys) for metric in (*METRICS, "cpu_s")}
         for place, keys in wanted.items()
@@ -98,11 +93,11 @@ def main() -> None:
         "# The size of the network's input",
         "",
         f"`--preset default`, embedded weights, {part}, {options.seeds} seed(s). 224² stands for 224 x 224 px in the",
-        "images' aspect, which is `--size auto`.",
+        "images' aspect; `--size auto` has about 320².",
         "",
         *(table(metric, title, options.sides, list(by_name), means) for metric, title in METRICS.items()),
-        "`--size auto` stays at 224²: scoring costs in proportion to the pixels, twice as much at 320² and four",
-        "times at 448². Where defects are small and time allows, `--size` may pay: some gain much, some lose.",
+        "Scoring costs in proportion to the pixels, twice as much at 320² as at 224² and four times at 448². Where",
+        "defects are small and time allows, a larger `--size` may pay: some gain much, some lose.",
         "",
         "Processor time of fit, prediction and metrics together:",
         "",

@@ -20,9 +20,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from safetensors.torch import save_file
+from recipe import random_weights
+from runs import keep_run, open_runs
 from torch import Tensor
 
 from cfa_cli import FitConfig
@@ -39,7 +39,7 @@ from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.geometry import auto_size, resize_map, to_input
 from cfa_cli.model.bank import kmeans_bank, mean_bank
-from cfa_cli.model.descriptor import Descriptor, describe, upsample
+from cfa_cli.model.descriptor import Descriptor, describe, descriptor_channels, upsample
 from cfa_cli.model.scoremap import ScoreMap, position_baseline
 from cfa_cli.model.search import NeighbourSearch
 from cfa_cli.model.tiles import extract_levels
@@ -55,7 +55,7 @@ class Recipe:
     clusters: float = 3136  # at most: also no more than there are positions
     bank: str = "kmeans"
     epochs: int = 0
-    channels: float = 0.5  # of the descriptor, for each channel of the maps (EfficientNets: twice as many)
+    gamma_d: int = 2
     neighbours: int = 1  # whose mean distance is the score
     balance: bool = False  # divide each level by its spread over good images
     whiten: float | None = None  # project on the principal axes, each divided by its deviation; of the mean, added
@@ -71,9 +71,9 @@ DEFAULT = Recipe()
 ROWS: dict[str, Recipe] = {
     "default": DEFAULT,
     "one epoch": replace(DEFAULT, epochs=1),
-    "as many channels as the maps": replace(DEFAULT, channels=1.0),
+    "gamma_d 1": replace(DEFAULT, gamma_d=1),
     "224 px": replace(DEFAULT, side=224),
-    "224 px, as many channels, one epoch (0.1)": replace(DEFAULT, side=224, channels=1.0, epochs=1),
+    "224 px, gamma_d 1, one epoch (0.1)": replace(DEFAULT, side=224, gamma_d=1, epochs=1),
     "mean bank, five epochs": replace(DEFAULT, bank="mean", epochs=5),
     "no position baseline": replace(DEFAULT, normalize=False),
     "a quarter of the clusters": replace(DEFAULT, clusters=784),
@@ -95,8 +95,8 @@ Found = dict[str, dict[str, dict[str, list[Row]]]]  # network, row's title, set:
 class Maps:
     """A set's feature maps under some networks: [(n, h_l, w_l, C_l)] float16 by level, for good and for test images."""
 
-    def __init__(self, train: list[Tensor], test: list[Tensor], size: tuple[int, int]) -> None:
-        self.train, self.test, self.size = train, test, size
+    def __init__(self, train: list[Tensor], test: list[Tensor], size: tuple[int, int], backbone: str) -> None:
+        self.train, self.test, self.size, self.backbone = train, test, size, backbone
 
 
 def extract(network: str, category: Category, recipe: Recipe, every: int, work: Path) -> Maps:
@@ -115,7 +115,9 @@ def extract(network: str, category: Category, recipe: Recipe, every: int, work: 
     strides = sorted({level.shape[1] for level in joined["train"]}, reverse=True)
     wanted = {strides[index] for index in recipe.levels}
     picked = [index for index in order if joined["train"][index].shape[1] in wanted]
-    return Maps(*([joined[key][index] for index in picked] for key in ("train", "test")), tuple(parts[0]["size"]))
+    train, test = ([joined[key][index] for index in picked] for key in ("train", "test"))
+    backbone = "+".join(network_config(one, work).backbone for one in network.split("+"))
+    return Maps(train, test, tuple(parts[0]["size"]), backbone)
 
 
 def _extract(network: str, category: Category, recipe: Recipe, every: int, work: Path) -> dict[str, Any]:
@@ -144,14 +146,10 @@ def _extract(network: str, category: Category, recipe: Recipe, every: int, work:
 
 def network_config(network: str, work: Path) -> FitConfig:
     """Return a configuration with the network's backbone and weights: NAME=FILE, NAME=embedded, or random."""
-    if network != "random":
-        name, _, weights = network.partition("=")
-        return FitConfig(backbone=name, weights=weights)
-    path = work / "random.safetensors"
-    if not path.exists():
-        torch.manual_seed(0)
-        save_file(timm.create_model("resnet18").state_dict(), path)
-    return FitConfig(weights=str(path))
+    if network == "random":
+        return FitConfig(weights=random_weights(work))
+    name, _, weights = network.partition("=")
+    return FitConfig(backbone=name, weights=weights)
 
 
 def measure(maps: Maps, category: Category, recipe: Recipe, seed: int, every: int) -> Row:
@@ -192,7 +190,7 @@ class Model:
         channels = [level.shape[3] for level in maps.train]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            descriptor = Descriptor(channels, max(1, int(sum(channels) * recipe.channels)))
+            descriptor = Descriptor(channels, descriptor_channels(maps.backbone, channels, recipe.gamma_d))
         if recipe.whiten is not None:
             self._whiten(descriptor, maps, members, seed)
         self._take(descriptor)
@@ -276,9 +274,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("variants-work"))
     parser.add_argument("--out", type=Path, default=Path("variants.md"))
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / "runs.json"
-    runs: dict[str, Row] = json.loads(kept.read_text()) if kept.exists() else {}
+    runs: dict[str, Row] = open_runs(options.work)
     categories = open_dataset(str(options.data), None, options.category).categories
     networks, titles = options.network or ["resnet18=embedded"], options.rows or list(ROWS)
     found: Found = {network: {title: {c.name: [] for c in categories} for title in titles} for network in networks}
@@ -292,10 +288,7 @@ def main() -> None:
                     key = " | ".join((_short(network), facts, category.name, str(seed), str(options.every)))
                     if key not in runs:
                         maps = extract(network, category, recipe, options.every, options.work)
-                        runs[key] = measure(maps, category, recipe, seed, options.every)
-                        with atomic_path(kept) as temporary:
-                            temporary.write_text(json.dumps(runs, indent=0))
-                        print(f"{_short(network)} | {title} | {category.name} | {seed}", runs[key], flush=True)
+                        keep_run(options.work, runs, key, measure(maps, category, recipe, seed, options.every))
                     found[network][title][category.name].append(runs[key])
     with atomic_path(options.out) as temporary:
         temporary.write_text(write(found, options.every))
@@ -337,8 +330,7 @@ def _merit(runs: list[Row]) -> float:
 
 
 def _mean(runs: list[Row], metric: str) -> float | None:
-    values = [value for run in runs if (value := run[metric]) is not None]
-    return fmean(values) if values else None
+    return _average([run[metric] for run in runs])
 
 
 def _average(values: list[float | None]) -> float | None:
