@@ -308,6 +308,8 @@ def write(found: Found, every: int) -> str:
                 f"| {title} | **{' / '.join(_text(_average(values)) for values in means)}** | {' | '.join(cells)} |"
             )
         lines.append("")
+    if len(names) == 1:
+        return "\n".join(lines)
     heads = [f"{_short(network)}: chosen, default" for network in found]
     lines += ["## Leaving one set out", "", f"| left out | chosen on the others | {' | '.join(heads)} |"]
     lines.append("|---" * (len(found) + 2) + "|")
