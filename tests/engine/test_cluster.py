@@ -61,7 +61,9 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         cluster = Cluster()
-        cluster.add_node(num_cpus=0, object_store_memory=STORE, include_dashboard=False)
+        # Ray writes nothing to a disk that is 95 % full, unless it is told to.
+        spill = {"local_fs_capacity_threshold": 1.0}
+        cluster.add_node(num_cpus=0, object_store_memory=STORE, include_dashboard=False, _system_config=spill)
         cluster.first, cluster.second = (cluster.add_node(num_cpus=1, object_store_memory=STORE) for _ in range(2))
         yield cluster
         ray.shutdown()
