@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 
 from cfa_cli.model.device import native_bfloat16
-from cfa_cli.model.search_filter import MIN_PER_GROUP, Filter, filter_sizes
+from cfa_cli.model.search_filter import GROUP, Filter, filter_sizes
 from cfa_cli.model.search_measure import Bank, measure, measuring_error
 from cfa_cli.model.search_tuning import Tuning
 
 MIN_CENTROIDS = 128  # below, the plain search is as quick
 AXES_SAMPLE = 8192  # centroids that the axes are computed from, at most
-CHUNK_ELEMENTS = 5_000_000  # of a distance matrix: bounds the memory; smaller ones leave the shared cache unused
+CHUNK_BYTES = 20_000_000  # of a distance matrix: bounds the memory; smaller ones leave the shared cache unused
 RANGE = 2.0**30  # bank lengths from 1 / RANGE to RANGE are searched as they are; so are queries up to RANGE times those
 ROUNDING_ROOM = 1 + 2.0**-20  # computing a bound takes a few float32 operations itself
 
@@ -62,7 +62,7 @@ def nearest_plain(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor
     lengths = bank.square().sum(1)
     parts = [
         torch.topk(torch.addmm(lengths, chunk, bank.T, alpha=-2), k, dim=1, largest=False)
-        for chunk in torch.split(queries, _chunk_rows(bank))
+        for chunk in torch.split(queries, _chunk_rows(bank, bank.dtype))
     ]
     squared = torch.cat([part.values for part in parts]) + queries.square().sum(1, keepdim=True)
     return squared.clamp_min(0), torch.cat([part.indices for part in parts])
@@ -90,9 +90,10 @@ class NeighbourSearch:
         self._scale = _scale_into_range(self.bank)
         self._scaled = Bank.of(self.bank * self._scale if self._scale != 1 else self.bank)
         self._filtered = quick and math.isfinite(self._scaled.longest)
+        filter_type = filter_type or (torch.bfloat16 if native_bfloat16(bank.device) else torch.float32)
+        self._chunk_rows = _chunk_rows(bank, filter_type)
         if self._filtered:
-            preferred = torch.bfloat16 if native_bfloat16(bank.device) else torch.float32
-            self._sizes = filter_sizes(bank.shape[1], filter_type or preferred)
+            self._sizes = filter_sizes(bank.shape[1], filter_type)
             self._filters: dict[int, Filter] = {}  # by their place in _sizes
             self._tuning = Tuning(len(self._sizes))
 
@@ -113,14 +114,14 @@ class NeighbourSearch:
         k = min(k, len(self.bank))
         if not self._filtered and self._scale == 1:
             return nearest_plain(queries, self.bank, k)
-        parts = [self._search_chunk(chunk, k) for chunk in torch.split(queries, _chunk_rows(self.bank))]
+        parts = [self._search_chunk(chunk, k) for chunk in torch.split(queries, self._chunk_rows)]
         squared, indices = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return squared, indices
 
     def _search_chunk(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return squared distances (n, k) and indices (n, k) of any queries (n, D)."""
         scaled = queries * self._scale if self._scale != 1 else queries
-        lengths = scaled.square().sum(1)
+        lengths = torch.linalg.vector_norm(scaled, dim=1).square()
         # Seen from further away, all centroids lie at the query's own length from it, up to float32 rounding:
         # | |q - b|^2 - |q|^2 |  <=  3 |q| |b|  <=  3 |q|^2 / RANGE. NaN and infinity are never within.
         within = lengths < self._scaled.longest * RANGE**2
@@ -135,7 +136,7 @@ class NeighbourSearch:
 
     def _search_within(self, queries: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return squared distances (n, k) and indices (n, k) of scaled queries within the search's range, n > 0."""
-        if not self._filtered or k * MIN_PER_GROUP > len(self.bank):
+        if not self._filtered or k * GROUP > len(self.bank):
             return nearest_plain(queries, self._scaled.vectors, k)
         for size in self._tuning.sizes_to_try():
             found = self._search_by(size, queries, lengths, k)
@@ -196,5 +197,5 @@ def _scale_into_range(bank: Tensor) -> float:
     return 2.0 ** -math.frexp(largest)[1]
 
 
-def _chunk_rows(bank: Tensor) -> int:
-    return max(1, CHUNK_ELEMENTS // len(bank))
+def _chunk_rows(bank: Tensor, dtype: torch.dtype) -> int:
+    return max(1, CHUNK_BYTES // (len(bank) * dtype.itemsize))

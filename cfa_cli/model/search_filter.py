@@ -30,6 +30,7 @@ PyTorch's own kernels do so.
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -40,11 +41,12 @@ FILTER_TYPES = (torch.bfloat16, torch.float32)
 LENGTH_COLUMNS = 6  # both squared lengths, in three parts each
 EXTRA_COLUMNS = 1 + LENGTH_COLUMNS  # the norm of the trailing coordinates is one more
 FEWEST_COLUMNS = 64  # of the product: products run best at multiples of 64
-GROUP = 4  # values whose minimum stands for them
-MIN_PER_GROUP = GROUP**2  # columns behind each value that `ShortDistances.smallest` looks at
+GROUP = 16  # values whose minimum stands for them
 PADDING = 1e38  # a squared length that no query within the search's range comes near
 SPARE_TERMS = 8
 UNIT = 2.0**-23
+
+_thread = threading.local()
 
 
 def gamma(terms: int) -> float:
@@ -96,7 +98,7 @@ class Filter:
     leading: coordinates that are kept.
     dtype: number type of the product.
 
-    `columns` is (A + 7, M'), M' being M rounded up to a multiple of 16.
+    `columns` is (A + 7, M'), M' being M rounded up to a multiple of `GROUP`.
     """
 
     def __init__(self, bank: Tensor, leading: int, dtype: torch.dtype) -> None:
@@ -104,19 +106,22 @@ class Filter:
         short = shorten(bank, leading, dtype)
         lengths = _split(short.squared, dtype)
         rows = torch.cat([-2 * short.values, lengths, torch.ones_like(lengths)], dim=1)
-        padding = rows.new_zeros(-len(rows) % MIN_PER_GROUP, rows.shape[1])
+        padding = rows.new_zeros(-len(rows) % GROUP, rows.shape[1])
         padding[:, short.values.shape[1]] = PADDING
         self.columns = torch.cat([rows, padding]).T.contiguous()
         self.rounding, self.longest = float(short.rounding.max()), float(short.squared.max())
 
     def distances(self, queries: Tensor) -> tuple[ShortDistances, Tensor, Tensor]:
-        """Compare queries (n, D) with the bank: P, the rounding r(q) + max r(b) (n,), and the largest F (n,)."""
+        """Compare queries (n, D) with the bank: P, the rounding r(q) + max r(b) (n,), and the largest F (n,).
+
+        P is good until the thread's next call.
+        """
         short = shorten(queries, self.leading, self.dtype)
         # The squared lengths are part of the product: near centroids' distances come out small, and well rounded.
         lengths = _split(short.squared, self.dtype)
         row = torch.cat([short.values, torch.ones_like(lengths), lengths], dim=1)
         error = 3 * gamma(len(self.columns)) * (short.squared + self.longest)
-        return ShortDistances(row @ self.columns), short.rounding + self.rounding, error
+        return ShortDistances(_multiply(row, self.columns)), short.rounding + self.rounding, error
 
 
 class ShortDistances:
@@ -125,18 +130,20 @@ class ShortDistances:
     Rounding may leave a distance just below 0; as an integer it is below all others as well.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, groups: Tensor | None = None) -> None:
         self.values = values
-        self.groups = _group_minima(values.view(_integers(values.dtype)))  # of columns that are a quarter of M' apart
+        # Of columns that are M' / 16 apart: minima of whole rows are quicker than those of neighbouring columns.
+        integers = values.view(_integers(values.dtype)).view(len(values), GROUP, -1)
+        self.groups = integers.amin(1) if groups is None else groups
 
     def rows(self, rows: Tensor) -> ShortDistances:
         """Return the distances of some of the queries; rows (m,) int64."""
-        return ShortDistances(self.values[rows])
+        return ShortDistances(self.values[rows], self.groups[rows])
 
     def smallest(self, count: int) -> Tensor:
         """Return a float32 value for each row (n,) that at least `count` of its own, up to M' / 16, are not above."""
-        minima = _group_minima(self.groups).numpy()
-        found = np.partition(minima, count - 1, axis=1)[:, count - 1]
+        minima = self.groups.numpy()
+        found = minima.min(1) if count == 1 else np.partition(minima, count - 1, axis=1)[:, count - 1]
         return torch.from_numpy(found).view(self.values.dtype).float()
 
     def up_to(self, limits: Tensor, most: float) -> tuple[np.ndarray, np.ndarray] | None:
@@ -146,27 +153,29 @@ class ShortDistances:
         most: None is returned if the columns would surely be more.
         """
         integers = _integers(self.values.dtype)
-        values, bound = self.values.view(integers).numpy(), limits.to(self.values.dtype).view(integers).numpy()
+        bound = limits.to(self.values.dtype).view(integers).numpy()
         width = self.groups.shape[1]
-        near = self.groups.numpy() <= bound[:, None]
-        if np.count_nonzero(near) > most:
+        hits = np.flatnonzero(self.groups.numpy() <= bound[:, None])
+        if len(hits) > most:
             return None
-        hits = np.flatnonzero(near)
-        rows = hits // width
-        members = np.arange(0, GROUP * width, width)
-        places = (hits + (GROUP - 1) * width * rows)[:, None] + members
-        found = places[values.ravel().take(places) <= bound[rows, None]]
-        rows = found // values.shape[1]
-        return found - rows * values.shape[1], np.bincount(rows, minlength=len(limits))
+        rows, groups = np.divmod(hits, width)
+        members = self.values.view(integers).numpy().reshape(len(bound), GROUP, width)[rows, :, groups]
+        near, place = np.divmod(np.flatnonzero(members <= bound[rows, None]), GROUP)
+        return groups[near] + place * width, np.bincount(rows[near], minlength=len(bound))
+
+
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Return the product in memory that this thread uses again: fresh memory would cost as much as the product."""
+    count = len(left) * right.shape[1]
+    memory: Tensor | None = getattr(_thread, "memory", None)
+    if memory is None or memory.nbytes < count * left.itemsize:
+        with torch.inference_mode(False):  # it is written to outside of that mode as well
+            memory = _thread.memory = torch.empty(count * left.itemsize, dtype=torch.uint8)
+    return torch.mm(left, right, out=memory.view(left.dtype)[:count].view(len(left), -1))
 
 
 def _integers(dtype: torch.dtype) -> torch.dtype:
     return torch.int16 if dtype == torch.bfloat16 else torch.int32
-
-
-def _group_minima(values: Tensor) -> Tensor:
-    """Return the minima (n, M' / 4) of columns that are M' / 4 apart."""
-    return values.view(len(values), GROUP, -1).amin(1)
 
 
 def _split(values: Tensor, dtype: torch.dtype) -> Tensor:

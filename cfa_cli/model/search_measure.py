@@ -55,10 +55,10 @@ def measure(
     squared += np.repeat(lengths.numpy(), counts)
     # A distance's bits and, below them, its index: one integer that sorts by both, as bits of a float32 >= 0 do.
     keys = np.maximum(squared, 0).view(np.int32).astype(np.int64) << 32 | candidates
-    table = np.full((len(counts), counts.max()), np.iinfo(np.int64).max)
-    table[np.arange(counts.max()) < counts[:, None]] = keys
-    table.partition(k - 1, axis=1)
-    best = np.sort(table[:, :k], axis=1)
+    best = np.empty((len(counts), k), np.int64)
+    for column in range(k):
+        best[:, column] = np.minimum.reduceat(keys, starts[:-1])
+        keys[keys == np.repeat(best[:, column], counts)] = np.iinfo(np.int64).max
     nearest = (best >> 32).astype(np.int32).view(np.float32)
     return torch.from_numpy(nearest), torch.from_numpy(best & 0xFFFFFFFF)
 

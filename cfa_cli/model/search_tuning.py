@@ -51,4 +51,4 @@ class Tuning:
 
     def settled(self, size: int, needed: Tensor) -> None:
         """Take the margin that would have settled most queries; needed (n,): what each would have needed."""
-        self.margins[size] = float(torch.quantile(needed, SETTLED_SHARE))
+        self.margins[size] = float(torch.kthvalue(needed, math.ceil(SETTLED_SHARE * len(needed))).values)
