@@ -111,7 +111,7 @@ class FitConfig:
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps."] = "auto"
     precision: Annotated[
         Precision,
-        "The backbone's numbers; auto: bfloat16 where the processor multiplies it natively; int8: quicker; ResNets.",
+        "The backbone's numbers; auto: the shortest that the processor multiplies natively; int8 is for ResNets alone.",
     ] = "auto"
 
     def __post_init__(self) -> None:
