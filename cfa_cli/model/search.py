@@ -166,7 +166,7 @@ class NeighbourSearch:
         bounds = ((furthest.sqrt() + rounding).square() + error) * ROUNDING_ROOM
         missed = torch.nonzero(bounds > limits)[:, 0]
         if len(missed):
-            more = distances.rows(missed).up_to(bounds[missed], most)
+            more = distances.up_to(bounds[missed], most, missed)
             if more is None:
                 return None
             squared[missed], indices[missed] = measure(queries[missed], lengths[missed], self._scaled, *more, k)

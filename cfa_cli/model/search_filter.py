@@ -130,15 +130,10 @@ class ShortDistances:
     Rounding may leave a distance just below 0; as an integer it is below all others as well.
     """
 
-    def __init__(self, values: Tensor, groups: Tensor | None = None) -> None:
+    def __init__(self, values: Tensor) -> None:
         self.values = values
         # Of columns that are M' / 16 apart: minima of whole rows are quicker than those of neighbouring columns.
-        integers = values.view(_integers(values.dtype)).view(len(values), GROUP, -1)
-        self.groups = integers.amin(1) if groups is None else groups
-
-    def rows(self, rows: Tensor) -> ShortDistances:
-        """Return the distances of some of the queries; rows (m,) int64."""
-        return ShortDistances(self.values[rows], self.groups[rows])
+        self.groups = values.view(_integers(values.dtype)).view(len(values), GROUP, -1).amin(1)
 
     def smallest(self, count: int) -> Tensor:
         """Return a float32 value for each row (n,) that at least `count` of its own, up to M' / 16, are not above."""
@@ -146,22 +141,26 @@ class ShortDistances:
         found = minima.min(1) if count == 1 else np.partition(minima, count - 1, axis=1)[:, count - 1]
         return torch.from_numpy(found).view(self.values.dtype).float()
 
-    def up_to(self, limits: Tensor, most: float) -> tuple[np.ndarray, np.ndarray] | None:
+    def up_to(self, limits: Tensor, most: float, chosen: Tensor | None = None) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the columns whose values are not above their row's limit, row after row, and each row's number.
 
-        limits: (n,) float32 >= 0. They are rounded as the values are, which keeps the order.
+        limits: (m,) float32 >= 0. They are rounded as the values are, which keeps the order.
         most: None is returned if the columns would surely be more.
+        chosen: (m,) int64, the rows to look at; None: all.
         """
         integers = _integers(self.values.dtype)
         bound = limits.to(self.values.dtype).view(integers).numpy()
-        width = self.groups.shape[1]
-        hits = np.flatnonzero(self.groups.numpy() <= bound[:, None])
+        minima, values = self.groups.numpy(), self.values.view(integers).numpy()
+        if chosen is not None:
+            minima = minima[chosen.numpy()]
+        hits = np.flatnonzero(minima <= bound[:, None])
         if len(hits) > most:
             return None
-        rows, groups = np.divmod(hits, width)
-        members = self.values.view(integers).numpy().reshape(len(bound), GROUP, width)[rows, :, groups]
+        rows, groups = np.divmod(hits, minima.shape[1])
+        places = rows if chosen is None else chosen.numpy()[rows]
+        members = values.reshape(len(values), GROUP, -1)[places, :, groups]
         near, place = np.divmod(np.flatnonzero(members <= bound[rows, None]), GROUP)
-        return groups[near] + place * width, np.bincount(rows[near], minlength=len(bound))
+        return groups[near] + place * minima.shape[1], np.bincount(rows[near], minlength=len(bound))
 
 
 def _multiply(left: Tensor, right: Tensor) -> Tensor:
