@@ -90,12 +90,16 @@ def describe(levels: Sequence[Tensor], weight: Tensor, bias: Tensor, rows: tuple
     batch, _, height, width = levels[0].shape
     place = place.expand(batch, height, width, 2)
     *by_level, by_place = torch.split(weight, [*(level.shape[1] for level in levels), 2], dim=1)
-    # The first level's product takes the coordinates and the bias along.
+    # The finest level's product, which takes the coordinates and the bias along, is added to the sum of the others.
     finest = torch.cat([levels[0].permute(0, 2, 3, 1), place, place.new_ones(batch, height, width, 1)], dim=-1)
-    result = finest @ torch.cat([by_level[0], by_place, bias[:, None]], dim=1).T
+    finest_weight = torch.cat([by_level[0], by_place, bias[:, None]], dim=1).T
+    coarser: Tensor | None = None
     for level, part in zip(levels[1:], by_level[1:], strict=True):
-        result.add_(upsample(level.permute(0, 2, 3, 1) @ part.T, (height, width)))
-    return result
+        projected = upsample(level.permute(0, 2, 3, 1) @ part.T, (height, width))
+        coarser = projected if coarser is None else coarser.add_(projected)
+    if coarser is None:
+        return finest @ finest_weight
+    return coarser.flatten(0, 2).addmm_(finest.flatten(0, 2), finest_weight).view(batch, height, width, -1)
 
 
 def describe_at(levels: Sequence[Tensor], weight: Tensor, bias: Tensor, positions: Tensor) -> Tensor:

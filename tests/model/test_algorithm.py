@@ -94,6 +94,8 @@ def test_descriptor_is_a_coordconv_over_the_concatenated_levels(grid):
     descriptor = Descriptor([5, 7, 3], 6)
     assert descriptor.weight.shape == (6, 17, 1, 1)
     close(descriptor(levels), plain_descriptors(levels, descriptor.weight.flatten(1), descriptor.bias))
+    alone = Descriptor([5], 6)
+    close(alone(levels[:1]), plain_descriptors(levels[:1], alone.weight.flatten(1), alone.bias))
 
 
 @pytest.mark.parametrize("grid", GRIDS)
