@@ -139,6 +139,21 @@ def test_a_processor_whose_products_of_bytes_are_cut_is_not_taken_as_native(monk
     assert not ask(missing)
 
 
+@pytest.mark.skipif(not multiplies_bytes(CPU), reason="no VNNI")
+@pytest.mark.parametrize("step", [0.25, 0.0137, 3e-12])
+def test_one_pass_makes_the_bytes_that_rounding_and_cutting_make(step):
+    """Halves go to the even byte; numbers past those of 32-bit integers, which are rounded to on the way, are cut."""
+    convolution, norm = torch.nn.Conv2d(8, 8, 1, bias=False), torch.nn.BatchNorm2d(8)
+    native = quantised._NativeConvolution(convolution.requires_grad_(False), norm.requires_grad_(False), step, 0)
+    values = (torch.arange(8 * 10 * 8) / 2 * step).view(1, 8, 10, 8).contiguous(memory_format=torch.channels_last)
+    for largest in (0.0, 1e8, 1e12, float("inf")):
+        values[0, 3, 2, 1] = largest * step
+        expected = np.clip(np.rint(values.numpy() * np.float32(1 / step)), 0, 255)
+        found = native.quantise(values)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert np.array_equal(found.numpy(), expected)
+
+
 def test_asking_draws_no_random_numbers():
     torch.manual_seed(0)
     multiplies_bytes.__wrapped__(CPU)
