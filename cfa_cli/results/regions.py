@@ -72,12 +72,11 @@ def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     if extent is None or extent >= calibration.pixel_threshold or not core.any():
         return core
     reached = (score_map > extent).view(np.uint8)
-    box = _box(reached)
-    count, labels = cv2.connectedComponents(reached[box], connectivity=8)
-    marked = np.zeros(count, bool)
-    marked[labels[core[box] > 0]] = True
-    _paint(core[box], labels, marked)
-    return core
+    for contour in cv2.findContours(core, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)[0]:
+        column, row = contour[0, 0].tolist()
+        if reached[row, column] == 1:  # not filled from another core: to label all that is reached would take longer
+            cv2.floodFill(reached, None, (column, row), 255, flags=8)
+    return np.asarray(np.multiply(reached == 255, np.uint8(255)))
 
 
 def mark_reduced(
@@ -121,20 +120,25 @@ def find_regions(
     marked: what `mark` makes of the map, if that is known.
     """
     mask = mark(score_map, calibration) if marked is None else marked
-    if not mask.any():
-        return ()
-    rows, columns = _box(mask)
-    _, labels, boxes, centroids = cv2.connectedComponentsWithStats(mask[rows, columns], connectivity=8)
-    score_map = score_map[rows, columns]
-    regions = []
-    for label, (left, top, width, height, area) in enumerate(boxes.tolist()):
-        if label == 0:  # all that is not marked
-            continue
-        box = np.s_[top : top + height, left : left + width]
-        values = np.where(labels[box] == label, score_map[box], -np.inf)
-        row, column = divmod(int(values.argmax()), width)
-        left, top = left + columns.start, top + rows.start
-        centre = float(centroids[label][0]) + columns.start, float(centroids[label][1]) + rows.start
-        peak_at = left + column, top + row
-        regions.append(Region(left, top, width, height, area, centre, float(values[row, column]), peak_at))
-    return tuple(sorted(regions, key=lambda region: -region.peak))
+    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    # Of outer borders alone, which have no parent: each is a region's.
+    regions = [
+        _measure(score_map, mask, contour)
+        for contour, (*_, parent) in zip(contours, () if hierarchy is None else hierarchy[0].tolist(), strict=True)
+        if parent < 0
+    ]
+    return tuple(sorted(regions, key=lambda region: (-region.peak, region.top, region.left)))
+
+
+def _measure(score_map: np.ndarray, mask: np.ndarray, contour: np.ndarray) -> Region:
+    """Measure the region of a mask (h, w) uint8 that has this outer border, (n, 1, 2) int32."""
+    left, top, width, height = cv2.boundingRect(contour)
+    box = np.s_[top : top + height, left : left + width]
+    column, row = (contour[0, 0] - (left, top)).tolist()
+    inside = mask[box].copy()  # other regions may reach into its box, or lie within it
+    area, _, _, _ = cv2.floodFill(inside, None, (column, row), 1, flags=8)
+    inside = (inside == 1).view(np.uint8)
+    moments = cv2.moments(inside, binaryImage=True)
+    centroid = left + moments["m10"] / moments["m00"], top + moments["m01"] / moments["m00"]
+    _, peak, _, (column, row) = cv2.minMaxLoc(score_map[box], inside)
+    return Region(left, top, width, height, area, centroid, peak, (left + column, top + row))

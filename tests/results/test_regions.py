@@ -92,3 +92,18 @@ def test_a_diagonal_is_one_region_and_a_good_map_has_none():
     good = np.full((9, 9), CALIBRATION.pixel_threshold, np.float32)
     assert find_regions(good, CALIBRATION) == ()
     assert not mark(good, CALIBRATION).any()
+
+
+def test_regions_within_each_others_boxes_and_holes_are_told_apart():
+    """Rings around rings, around a spot, and a bar whose box reaches into theirs; a core lies in each other one."""
+    score_map = np.full((60, 60), 0.5, np.float32)
+    row, column = np.ogrid[:60, :60]
+    distance = np.maximum(abs(row - 25), abs(column - 25))
+    for radius, peak in ((0, 1.9), (4, 0.9), (8, 1.8), (12, 0.95), (20, 1.7)):
+        score_map[distance == radius] = 0.8
+        score_map[25, 25 + radius] = peak
+    score_map[40 + np.arange(15), 45 + np.arange(15)] = 0.8  # its first px touches the outermost ring at a corner
+    found = find_regions(score_map, replace(CALIBRATION, pixel_threshold=1.0, extent_threshold=0.7))
+    assert [(region.left, region.width, region.area) for region in found] == [(25, 1, 1), (17, 17, 64), (5, 55, 174)]
+    assert [region.peak_at for region in found] == [(25, 25), (33, 25), (45, 25)]
+    assert [region.centroid for region in found[:2]] == [(25, 25), (25, 25)]
