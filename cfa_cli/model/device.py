@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cfa_cli.config import Precision, check_device_name
@@ -38,7 +40,7 @@ def number_type(precision: Precision, device: torch.device, quantisable: bool) -
     if precision == "auto":
         if quantisable and multiplies_bytes(device):
             return "int8"
-        return "bfloat16" if native_bfloat16(device) else "float32"
+        return "bfloat16" if quick_bfloat16(device) else "float32"
     if precision == "float16" and device.type == "cpu":
         raise UsageError("float16 is for accelerators.", "Use --precision auto, float32 or bfloat16 on the CPU.")
     if precision == "int8" and not quantisable:
@@ -58,6 +60,14 @@ def backbone_dtype(precision: NumberType) -> torch.dtype:
         "float16": torch.float16,
         "int8": torch.float32,
     }[precision]
+
+
+def quick_bfloat16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bfloat16 sooner than float32: Intel's processors do with AMX alone."""
+    if device.type != "cpu":
+        return native_bfloat16(device)
+    processor: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
+    return native_bfloat16(device) and (processor.get("amx_bf16", True) or "Intel" not in processor.get("cpu_name", ""))
 
 
 def native_bfloat16(device: torch.device) -> bool:
