@@ -119,6 +119,7 @@ def _migrate(document: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[s
     if document["format"] < 2:  # before 0.2
         document["config"]["normalize_positions"] = document["config"].pop("relative")
         tensors = {"baseline" if name == "usual" else name: tensor for name, tensor in tensors.items()}
+    document["config"].setdefault("whiten", False)  # before 0.2
     return tensors
 
 

@@ -17,7 +17,7 @@ from cfa_cli.errors import UsageError
 
 BankKind = Literal["mean", "ema", "kmeans"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-Preset = Literal["default", "fast", "paper"]
+Preset = Literal["default", "fast", "accurate", "paper"]
 Augment = Literal["none", "rotate", "flip", "rotate+flip"]
 
 MIN_SIDE = 32  # px, of images and of the network's input
@@ -72,9 +72,9 @@ class FitConfig:
         str, "auto (cache, hub, else embedded), imagenet, embedded, or a file (.safetensors, .pth); A+B for two."
     ] = "auto"
     size: Annotated[
-        Size | Literal["full"] | None,
+        Size | Literal["fine", "full"] | None,
         SIDE,
-        "The network's input in px: 256, HEIGHTxWIDTH, full (the images' own), or auto (320 x 320 px in their aspect).",
+        "The input in px: 256, HEIGHTxWIDTH, auto (320 x 320 in the images' aspect), fine (448 x 448), full.",
     ] = None
     crop: Annotated[Size | None, SIDE, "Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH."] = None
     bank: Annotated[BankKind, "How the memory bank is built."] = "kmeans"
@@ -86,6 +86,7 @@ class FitConfig:
     gamma_d: Annotated[int, Range(1), "Reduce the descriptor to C/GAMMA_D channels."] = 2
     neighbours: Annotated[int, Range(1), "K = J of the paper's loss."] = 3
     score_neighbours: Annotated[int, Range(1), "K of the paper's score; 1: the nearest distance itself."] = 1
+    whiten: Annotated[bool, "Let directions count less in which good patches lie far from their centroids."] = True
     normalize_positions: Annotated[bool, "Divide scores by their position's baseline, from good images."] = True
     epochs: Annotated[int, Range(0), "Passes over the training images that adapt the descriptor (the paper's: 30)."] = 0
     batch_size: Annotated[int, Range(1), "Images a training step."] = 4
@@ -123,7 +124,7 @@ class FitConfig:
             raise UsageError("layers names no layer.", "Write for example --layers 4,8,16.")
         if self.crop is not None:
             paper = "The paper's is --size 256 --crop 224."
-            if self.size is None or self.size == "full":
+            if not isinstance(self.size, tuple):
                 raise UsageError("crop needs a fixed size.", paper)
             if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
                 raise UsageError("crop is larger than size.", paper)
@@ -213,6 +214,7 @@ MAX_AUTO_CENTROIDS = 3136  # the paper's, of 224 x 224 px at stride 4
 PRESETS: dict[Preset, FitConfig] = {
     "default": FitConfig(),
     "fast": FitConfig(layers=("8", "16")),
+    "accurate": FitConfig(size="fine"),
     "paper": FitConfig(
         layers=AUTHORS_LAYERS,
         size=(224, 224),
@@ -220,6 +222,7 @@ PRESETS: dict[Preset, FitConfig] = {
         gamma_c=1,
         gamma_d=1,
         score_neighbours=3,
+        whiten=False,
         normalize_positions=False,
         epochs=30,
     ),

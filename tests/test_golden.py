@@ -27,6 +27,7 @@ def test_a_bundle_of_format_1_scores_as_it_did(name: str) -> None:
     expected = json.loads((GOLDEN / f"{name}.json").read_text())
     bundle = load_bundle(GOLDEN / f"{name}.safetensors")
     assert bundle.calibration.pixel_threshold == expected["pixel_threshold"]
+    assert not bundle.config.whiten  # as there was no such thing
     predictions = {p.source.name: p for p in predict(bundle, [str(PARTS / "good"), str(PARTS / "scratch")])}
     assert predictions.keys() == expected["scores"].keys()
     for image, prediction in predictions.items():

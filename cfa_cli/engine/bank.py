@@ -55,16 +55,13 @@ def build_bank(
 
     Returns (M, D) float32, M = h*w / gamma_c, of the positions that are not ignored.
     """
-    device, bank = descriptor.weight.device, config.bank
-    _, height, width = store.shapes[0]
+    bank, (_, height, width) = config.bank, store.shapes[0]
     thinned = bank == "kmeans" or (bank == "mean" and height * width > MOST_COMPRESSED and config.gamma_c != 1)
     steps, passes = count(1), 1 + KMEANS_ITERATIONS if thinned else 1
 
     def drawable() -> Iterator[DrawnDescriptors]:
         for index in images:
-            kept = store.kept([index])
-            own = None if kept is None else kept.flatten().to(device)
-            yield DrawnDescriptors(store.levels([index], device), descriptor, own)
+            yield DrawnDescriptors.of(store, index, descriptor)
             image, rest = divmod(next(steps), passes)
             if not rest:
                 progress(Progress("building the bank", image, len(images)))
@@ -111,6 +108,12 @@ class DrawnDescriptors:
     def __init__(self, levels: Sequence[Tensor], descriptor: Descriptor, kept: Tensor | None = None) -> None:
         self._levels, self._descriptor, self._kept = levels, descriptor, kept
         self._places = None if kept is None else torch.nonzero(kept)[:, 0]
+
+    @classmethod
+    def of(cls, store: FeatureStore, index: int, descriptor: Descriptor) -> DrawnDescriptors:
+        """Return a stored image's descriptors, at the positions that it does not ignore."""
+        device, kept = descriptor.weight.device, store.kept([index])
+        return cls(store.levels([index], device), descriptor, None if kept is None else kept.flatten().to(device))
 
     def __len__(self) -> int:
         if self._places is not None:

@@ -29,9 +29,10 @@ from cfa_cli.engine.sampling import sample_by_folder
 from cfa_cli.engine.thresholds import set_thresholds, split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.engine.warnings import fit_warnings
+from cfa_cli.engine.whitening import whiten
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.evidence import Calibration
-from cfa_cli.geometry import auto_size, full_size
+from cfa_cli.geometry import AUTO_PIXELS, FINE_PIXELS, auto_size, full_size
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
@@ -209,9 +210,9 @@ def _resolve(
 ) -> tuple[Geometry, list[tuple[int, int, int]], FitConfig]:
     """Return the geometry, (C_l, h_l, w_l) of each feature map, and the configuration without anything automatic."""
     size = config.size
-    if size is None or size == "full":
-        sizes = sample_sizes(paths, max_pixels)
-        size = full_size(sizes) if size and sizes else auto_size(sizes)
+    if not isinstance(size, tuple):
+        sizes, pixels = sample_sizes(paths, max_pixels), FINE_PIXELS if size == "fine" else AUTO_PIXELS
+        size = full_size(sizes) if size == "full" and sizes else auto_size(sizes, pixels)
     geometry = Geometry(size, config.crop, backbone.mean, backbone.std)
     shapes = backbone.map_shapes(geometry.input_size)
     grid = shapes[0][1], shapes[0][2]
@@ -269,7 +270,7 @@ def _learn(
     config: FitConfig,
     progress: ProgressCallback,
 ) -> _Learned:
-    """Draw the descriptor, build the memory bank from its output, and adapt it to the training images."""
+    """Draw the descriptor, build the memory bank from its output, adapt it to the training images, and whiten both."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         descriptor = Descriptor(channels, descriptor_channels(config.backbone, channels, config.gamma_d)).to(device)
@@ -281,6 +282,8 @@ def _learn(
 
     losses, radius = train_descriptor(store, train, descriptor, bank, config, on_batch)
     descriptor.requires_grad_(False)
+    if config.whiten:
+        bank = whiten(store, train, descriptor, bank, config.seed, progress)
     return _Learned(descriptor, bank, radius, losses)
 
 

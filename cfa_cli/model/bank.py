@@ -14,6 +14,9 @@ from cfa_cli.model.search import NeighbourSearch
 EMA_RATE = 0.1
 KMEANS_ITERATIONS = 3
 KMEANS_POINTS = 32  # descriptors for each cluster and iteration: more move the centroids very little
+WHITENING_SHRINKAGE = 1.0  # in mean variances: the more, the less is changed
+WHITENING_BLOCK = 256  # descriptors of a product; with it and rounding, the number of threads makes no difference
+WHITENING_ROUNDING = 2.0**-12
 
 
 class Drawable(Protocol):
@@ -80,22 +83,51 @@ def kmeans_bank(descriptors: Callable[[], Iterable[Drawable]], images: int, clus
     Returns (M, D) float32.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def drawn(total: int) -> Iterator[Tensor]:
-        for number, image in enumerate(descriptors()):
-            share = total // images + (number < total % images)
-            yield image[torch.randperm(len(image), generator=generator)[:share]]
-
-    bank = torch.cat(list(drawn(clusters)))
+    bank = torch.cat(list(draw(descriptors(), images, clusters, generator)))
     for _ in range(KMEANS_ITERATIONS):
         search = NeighbourSearch(bank)
         sums, counts = torch.zeros_like(bank), bank.new_zeros(len(bank))
-        for image in drawn(KMEANS_POINTS * clusters):
+        for image in draw(descriptors(), images, KMEANS_POINTS * clusters, generator):
             nearest = search(search.project(image), 1)[1][:, 0]
             sums.index_add_(0, nearest, image)
             counts.index_add_(0, nearest, counts.new_ones(len(nearest)))
         bank = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), bank)
     return bank
+
+
+def draw(descriptors: Iterable[Drawable], images: int, total: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Draw `total` descriptors evenly from the images, or all that they have: yield each image's, (n, D)."""
+    for number, image in enumerate(descriptors):
+        share = total // images + (number < total % images)
+        yield image[torch.randperm(len(image), generator=generator)[:share]]
+
+
+def whitening(descriptors: Iterable[Tensor], bank: Tensor) -> Tensor:
+    """Return the linear map after which good descriptors lie (nearly) as far from their centroids in all directions.
+
+    Distances after it are Mahalanobis distances by the covariance S of descriptors around their nearest centroids,
+    shrunk towards its mean variance v: the map is  (1 + s)^(1/2) (S / v + s 1)^(-1/2),  s = WHITENING_SHRINKAGE.
+    What varies among good patches counts less, and what does not, more. (The whitening step of linear discriminant
+    analysis, with centroids as classes.)
+
+    descriptors: (n, D) float32 of each image.
+    bank: (M, D) float32.
+
+    Returns (D, D) float32, symmetric; the identity where descriptors are their centroids, or not finite.
+    """
+    search, total = NeighbourSearch(bank), torch.zeros(bank.shape[1], bank.shape[1], dtype=torch.float64)
+    for image in descriptors:
+        nearest = search(search.project(image), 1)[1][:, 0]
+        rest = (image - bank[nearest]).cpu().double()  # not every device has double precision
+        for block in torch.split(rest, WHITENING_BLOCK):
+            total += block.T @ block
+    variance = total.trace() / len(total)
+    if not (total.isfinite().all() and variance > 0):
+        return torch.eye(len(total)).to(bank)
+    variances, axes = torch.linalg.eigh(total / variance)
+    gains = ((1 + WHITENING_SHRINKAGE) / (variances.clamp_min(0) + WHITENING_SHRINKAGE)).sqrt()
+    scaled: Tensor = (axes * gains) @ axes.T
+    return (scaled / WHITENING_ROUNDING).round().mul(WHITENING_ROUNDING).to(bank)
 
 
 def compress(bank: Tensor, clusters: int, seed: int) -> Tensor:

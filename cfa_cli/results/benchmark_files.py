@@ -80,7 +80,7 @@ def read_results(out: Path, fresh: Results) -> Results:
         )
         if stored["config"] is None:
             raise InputError(f"{path} holds the results of models that were given.", _OTHER_OUT)
-        dataset, options = stored["dataset"], {**_shared_options(FitConfig()), **stored["config"]}
+        dataset, options = stored["dataset"], {**_shared_options(FitConfig()), "whiten": False, **stored["config"]}
         if stored["version"] < 2:
             options["normalize_positions"] = options.pop("relative")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -38,7 +38,7 @@ from cfa_cli.engine.reading import sample_sizes
 from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.geometry import auto_size, resize_map, to_input
-from cfa_cli.model.bank import kmeans_bank, mean_bank
+from cfa_cli.model.bank import KMEANS_POINTS, draw, kmeans_bank, mean_bank, whitening
 from cfa_cli.model.descriptor import Descriptor, describe, descriptor_channels, upsample
 from cfa_cli.model.scoremap import ScoreMap, position_baseline
 from cfa_cli.model.search import NeighbourSearch
@@ -58,13 +58,15 @@ class Recipe:
     gamma_d: int = 2
     neighbours: int = 1  # whose mean distance is the score
     balance: bool = False  # divide each level by its spread over good images
-    whiten: float | None = None  # project on the principal axes, each divided by its deviation; of the mean, added
+    axes: float | None = None  # project on the principal axes, each divided by its deviation; of the mean, added
+    whiten: bool = True  # weigh directions by how far good descriptors lie from their centroids
     local: float = 0.0  # power of each centroid's own mean distance that scores are divided by
     normalize: bool = True  # divide by the position's baseline
     top: float = 0.0  # the image score is the mean of this share of the map's pixels; 0: the maximum
     sigma: float = 4.0  # px of the input
     light: bool = False  # bring each image to the same mean and deviation first
     flips: bool = False  # train on mirrored images, too
+    jitter: bool = False  # train on each image a little moved and brighter or darker, too
 
 
 DEFAULT = Recipe()
@@ -73,20 +75,25 @@ ROWS: dict[str, Recipe] = {
     "one epoch": replace(DEFAULT, epochs=1),
     "gamma_d 1": replace(DEFAULT, gamma_d=1),
     "224 px": replace(DEFAULT, side=224),
-    "224 px, gamma_d 1, one epoch (0.1)": replace(DEFAULT, side=224, gamma_d=1, epochs=1),
+    "448 px": replace(DEFAULT, side=448),
+    "224 px, gamma_d 1, one epoch (0.1)": replace(DEFAULT, side=224, gamma_d=1, epochs=1, whiten=False),
     "mean bank, five epochs": replace(DEFAULT, bank="mean", epochs=5),
+    "not whitened": replace(DEFAULT, whiten=False),
+    "448 px, not whitened": replace(DEFAULT, side=448, whiten=False),
     "no position baseline": replace(DEFAULT, normalize=False),
     "a quarter of the clusters": replace(DEFAULT, clusters=784),
     "mean distance to 3 neighbours": replace(DEFAULT, neighbours=3),
     "levels balanced": replace(DEFAULT, balance=True),
-    "levels balanced, whitened": replace(DEFAULT, balance=True, whiten=0.1),
+    "levels balanced, principal axes whitened": replace(DEFAULT, balance=True, axes=0.1, whiten=False),
     "divided by the centroid's own spread": replace(DEFAULT, local=0.5),
     "strides 8 and 16": replace(DEFAULT, levels=(1, 2)),
     "strides 8 and 16, 448 px": replace(DEFAULT, levels=(1, 2), side=448),
     "image score: mean of the top 1 %": replace(DEFAULT, top=0.01),
     "brightness and contrast made equal": replace(DEFAULT, light=True),
     "mirrored images as well": replace(DEFAULT, flips=True),
+    "moved by 1 to 2 px and 5 % brighter or darker as well": replace(DEFAULT, jitter=True),
 }
+SMALL = 100  # test images: so few are never thinned, as their figures would be noise
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 Row = dict[str, float | None]
 Found = dict[str, dict[str, dict[str, list[Row]]]]  # network, row's title, set: a row a seed
@@ -103,7 +110,7 @@ def extract(network: str, category: Category, recipe: Recipe, every: int, work: 
     """Extract a set's maps, or take those of an earlier run."""
     parts = []
     for one in network.split("+"):
-        kind = f"{recipe.side}{'-light' * recipe.light}{'-flips' * recipe.flips}-{every}"
+        kind = f"{recipe.side}{'-light' * recipe.light}{'-flips' * recipe.flips}{'-jitter' * recipe.jitter}-{every}"
         kept = work / "maps" / f"{_short(one)}-{category.name}-{kind}.pt"
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -128,20 +135,24 @@ def _extract(network: str, category: Category, recipe: Recipe, every: int, work:
     size = auto_size(sample_sizes(good), (min(224, recipe.side) ** 2, recipe.side**2))
     geometry = Geometry(size, None, backbone.mean, backbone.std)
 
-    def maps(paths: Sequence[Path], flips: bool = False) -> list[Tensor]:
+    zero = to_input(np.zeros((*size, 3), np.uint8), geometry)  # black, normalised
+
+    def maps(paths: Sequence[Path], flips: bool = False, jitter: bool = False) -> list[Tensor]:
         rows = []
         for path in paths:
             image = read_image(path)
             x = to_input(image, geometry)
             if recipe.light:
                 x = (x - x.mean()) / x.std().clamp_min(0.05)
-            views = [x, x.flip(2)] if flips else [x]
+            views = [x, *([x.flip(2)] if flips else [])]
+            if jitter:
+                views += [zero + by * (x.roll(way, (1, 2)) - zero) for by, way in ((1.05, (2, -1)), (0.95, (-1, 2)))]
             with torch.inference_mode():
                 levels = extract_levels(backbone, torch.stack(views).contiguous(memory_format=torch.channels_last))
             rows.append([level.permute(0, 2, 3, 1).half() for level in levels])
         return [torch.cat(level) for level in zip(*rows, strict=True)]
 
-    return {"size": size, "train": maps(good, recipe.flips), "test": maps(test)}
+    return {"size": size, "train": maps(good, recipe.flips, recipe.jitter), "test": maps(test)}
 
 
 def network_config(network: str, work: Path) -> FitConfig:
@@ -155,7 +166,7 @@ def network_config(network: str, work: Path) -> FitConfig:
 def measure(maps: Maps, category: Category, recipe: Recipe, seed: int, every: int) -> Row:
     """Fit a recipe on a set's good maps and measure it on its test maps."""
     test = category.test[::every]
-    views = 2 if recipe.flips else 1
+    views = 1 + recipe.flips + 2 * recipe.jitter
     members, held = split_holdout(len(maps.train[0]) // views, FitConfig().holdout, seed)
     members = [view for index in members for view in range(views * index, views * index + views)]
     held = [views * index for index in held]
@@ -191,8 +202,8 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             descriptor = Descriptor(channels, descriptor_channels(maps.backbone, channels, recipe.gamma_d))
-        if recipe.whiten is not None:
-            self._whiten(descriptor, maps, members, seed)
+        if recipe.axes is not None:
+            self._project(descriptor, maps, members, seed)
         self._take(descriptor)
         clusters = min(int(recipe.clusters), self.grid[0] * self.grid[1])
         bank = (
@@ -208,6 +219,13 @@ class Model:
                     store.append(self._levels(maps.train, index))
                 train_descriptor(store, members, descriptor, bank, config, lambda epoch, done, loss: None)
             self._take(descriptor)
+        if recipe.whiten:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = draw(self._all(maps.train, members), len(members), KMEANS_POINTS * len(bank), generator)
+            change = whitening(drawn, bank)
+            descriptor.weight.data = (change @ descriptor.weight.data.flatten(1))[..., None, None]
+            descriptor.bias.data = change @ descriptor.bias.data
+            bank = bank @ change.T
         self.search = NeighbourSearch(bank)
         self._take(descriptor, in_frame=True)
         self.local = self._spreads(maps, members, len(bank)) if recipe.local else None
@@ -229,7 +247,7 @@ class Model:
     def _all(self, levels: list[Tensor], members: list[int]) -> Iterator[Tensor]:
         return (self._describe(levels, index).clone() for index in members)
 
-    def _whiten(self, descriptor: Descriptor, maps: Maps, members: list[int], seed: int) -> None:
+    def _project(self, descriptor: Descriptor, maps: Maps, members: list[int], seed: int) -> None:
         draw, drawn = torch.Generator().manual_seed(seed), []
         for index in members[:: max(1, len(members) // 64)]:
             levels = [level.permute(0, 2, 3, 1) for level in self._levels(maps.train, index)]
@@ -238,8 +256,8 @@ class Model:
         x = torch.cat(drawn).double()
         x = x - x.mean(0)
         variances, axes = torch.linalg.eigh(x.T @ x / len(x))
-        assert self.recipe.whiten is not None
-        gains = (variances.clamp_min(0) + self.recipe.whiten * variances.mean()).rsqrt()
+        assert self.recipe.axes is not None
+        gains = (variances.clamp_min(0) + self.recipe.axes * variances.mean()).rsqrt()
         weight = torch.cat([gains[:, None] * axes.T, axes.new_zeros(len(axes), 2)], 1)
         descriptor.weight.data, descriptor.bias.data = weight.float()[..., None, None], torch.zeros(len(axes))
 
@@ -270,7 +288,7 @@ def main() -> None:
     parser.add_argument("--rows", action="append", help="titles of the rows to run; all without it")
     parser.add_argument("--category", action="append", default=[])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--every", type=int, default=1, help="take every n-th image of each list")
+    parser.add_argument("--every", type=int, default=1, help=f"take every n-th image of sets of more than {SMALL}")
     parser.add_argument("--work", type=Path, default=Path("variants-work"))
     parser.add_argument("--out", type=Path, default=Path("variants.md"))
     options = parser.parse_args()
@@ -284,11 +302,11 @@ def main() -> None:
                 # Maps of two networks only go together with the same say.
                 recipe = replace(ROWS[title], balance=True) if "+" in network else ROWS[title]
                 for category in categories:
-                    facts = json.dumps(asdict(recipe))
-                    key = " | ".join((_short(network), facts, category.name, str(seed), str(options.every)))
+                    facts, every = json.dumps(asdict(recipe)), options.every if len(category.test) > SMALL else 1
+                    key = " | ".join((_short(network), facts, category.name, str(seed), str(every)))
                     if key not in runs:
-                        maps = extract(network, category, recipe, options.every, options.work)
-                        keep_run(options.work, runs, key, measure(maps, category, recipe, seed, options.every))
+                        maps = extract(network, category, recipe, every, options.work)
+                        keep_run(options.work, runs, key, measure(maps, category, recipe, seed, every))
                     found[network][title][category.name].append(runs[key])
     with atomic_path(options.out) as temporary:
         temporary.write_text(write(found, options.every))
@@ -297,7 +315,8 @@ def main() -> None:
 
 def write(found: Found, every: int) -> str:
     """Write a table for each network, and what leaving each set out would have chosen."""
-    lines = [f"Every {every}. image of each list." if every > 1 else "All images.", ""]
+    thinned = f"Every {every}. image of each list of sets with more than {SMALL} test images, all of the others."
+    lines = [thinned if every > 1 else "All images.", ""]
     names = list(next(iter(next(iter(found.values())).values())))
     for network, rows in found.items():
         lines += [f"## {_short(network)}", "", f"| | mean | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]

@@ -79,7 +79,7 @@ FIT = [
     (
         "good --preset papr",
         2,
-        "'papr' is not one of 'default', 'fast', 'paper'.",
+        "'papr' is not one of 'default', 'fast', 'accurate', 'paper'.",
         "Hint: Did you mean paper? See `cfa fit",
     ),
     ("good --epocs 3", 2, "Error: No such option: --epocs.", "Hint: Did you mean --epochs? See `cfa fit --help`."),

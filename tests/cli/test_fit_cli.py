@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,7 @@ def test_verbose_shows_how_long_each_phase_took(cfa, few):
         "reading",
         "building the bank",
         "training",
+        "whitening",
         "calibrating",
     ]
 
@@ -101,6 +103,23 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ("", (320, 320)),
+        ("--size fine", (448, 448)),
+        ("--preset accurate", (448, 448)),
+        ("--preset accurate --size auto", (320, 320)),
+    ],
+)
+def test_the_accurate_preset_is_the_default_with_finer_input(cfa, tmp_path, arguments, size):
+    for number in range(2):
+        write_part(tmp_path / "large" / f"{number}.png", number, size=(500, 500))
+    assert cfa("fit", tmp_path / "large", "--weights", "embedded", "--layers", "16", *arguments.split()).code == 0
+    config = load_bundle("cfa-model.safetensors").config
+    assert config == replace(FitConfig(), weights="embedded", layers=("16",), size=size, gamma_c=1)
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ("", FitConfig(weights="embedded", size=(32, 32), epochs=1, gamma_c=1)),
@@ -115,6 +134,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
                 gamma_d=1,
                 layers=("authors",),
                 score_neighbours=3,
+                whiten=False,
                 normalize_positions=False,
             ),
         ),

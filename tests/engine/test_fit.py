@@ -115,7 +115,7 @@ def test_held_out_images_are_not_trained_on(good_dir, tmp_path):
 
 
 def test_no_epochs_leave_the_descriptor_as_it_was_drawn(good_dir):
-    found = fit(good_dir, replace(SMALL, epochs=0))
+    found = fit(good_dir, replace(SMALL, epochs=0, whiten=False))
     torch.manual_seed(SMALL.seed)
     np.testing.assert_array_equal(
         found.bundle.tensors["descriptor.weight"], torch.nn.Conv2d(450, 224, 1).weight.detach()
@@ -163,6 +163,21 @@ def test_auto_size_keeps_the_images_aspect_and_does_not_enlarge_them_needlessly(
         write_part(tmp_path / f"{number}.jpg", number, size=source)
     size = fit(tmp_path, replace(SMALL, size=None, layers=("16",), epochs=0)).bundle.geometry.size
     assert size == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ((100, 100), (224, 224)),  # as much as auto enlarges
+        ((400, 400), (400, 400)),  # auto: 320 x 320
+        ((500, 1500), (256, 768)),  # at most 448² px: 258.7 and 776.0, in multiples of 16 (of auto: 192 x 560)
+    ],
+)
+def test_fine_size_has_up_to_448_px_a_side_in_the_images_aspect(tmp_path, source, expected):
+    for number in range(3):
+        write_part(tmp_path / f"{number}.png", number, size=source)
+    bundle = fit(tmp_path, replace(SMALL, size="fine", layers=("16",), epochs=0)).bundle
+    assert bundle.geometry.size == bundle.config.size == expected
 
 
 def test_full_size_is_the_images_own_and_kept(tmp_path):
@@ -233,11 +248,22 @@ def test_enough_images_are_no_reason_to_warn(fitted):
     assert fitted.warnings == ()
 
 
+def test_whitening_is_one_linear_map_of_descriptor_and_bank(good_dir):
+    plain, whitened = (fit(good_dir, replace(SMALL, whiten=whiten)).bundle.tensors for whiten in (False, True))
+    weight, bias, bank = (torch.from_numpy(plain[f]).double() for f in ("descriptor.weight", "descriptor.bias", "bank"))
+    changed = [torch.from_numpy(whitened[f]).double() for f in ("descriptor.weight", "descriptor.bias", "bank")]
+    change = changed[0].flatten(1) @ torch.linalg.pinv(weight.flatten(1))  # 224 rows, independent
+    torch.testing.assert_close(change @ bias, changed[1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(bank @ change.T, changed[2], atol=1e-3, rtol=1e-3)
+    assert float((change - torch.eye(len(change))).abs().max()) > 0.05
+    assert float(plain["radius"]) == float(whitened["radius"])
+
+
 def test_progress_counts_up_to_its_total(good_dir):
     steps = []
     fit(good_dir, replace(SMALL, epochs=3), progress=steps.append)
     phases = list(dict.fromkeys(step.phase for step in steps))
-    assert phases == ["reading", "building the bank", "training", "calibrating"]
+    assert phases == ["reading", "building the bank", "training", "whitening", "calibrating"]
     for phase in phases:
         of_phase = [step for step in steps if step.phase == phase]
         done = [step.done for step in of_phase]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import mahalanobis
 
 from cfa_cli.model import scoremap
 from cfa_cli.model.backbone import Backbone
-from cfa_cli.model.bank import compress, ema_bank, kmeans_bank, mean_bank
+from cfa_cli.model.bank import compress, ema_bank, kmeans_bank, mean_bank, whitening
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels, is_efficientnet, pool_levels
 from cfa_cli.model.loss import coupled_hypersphere_loss
 from cfa_cli.model.network import Network
@@ -146,6 +147,42 @@ def test_ema_bank_follows_each_images_nearest_features():
     close(ema_bank(images[0], ([image] for image in images[1:])), bank)
     in_parts = (torch.split(image, 5) for image in images[1:])
     close(ema_bank(images[0], in_parts), bank)
+
+
+def test_whitened_distances_are_mahalanobis_distances_by_the_spread_around_centroids():
+    generator = torch.Generator().manual_seed(4)
+    bank = 30 * torch.randn(8, 5, generator=generator)
+    spread = torch.randn(5, 5, generator=generator)
+    images = [bank[torch.arange(400) % 8] + torch.randn(400, 5, generator=generator) @ spread for _ in range(3)]
+    change = whitening(iter(images), bank)
+
+    rest = []  # the same, slowly: descriptor by descriptor
+    for descriptor in torch.cat(images).double().numpy():
+        rest.append(descriptor - min(bank.double().numpy(), key=lambda centroid: np.sum((descriptor - centroid) ** 2)))
+    covariance = np.mean([np.outer(one, one) for one in rest], axis=0)
+    mean_variance = np.trace(covariance) / 5
+    inverse = np.linalg.inv((covariance / mean_variance + np.eye(5)) / 2)
+    for descriptor in images[0][:20]:
+        found = (descriptor @ change.T - bank @ change.T).norm(dim=1)
+        expected = [mahalanobis(descriptor, centroid, inverse) for centroid in bank.numpy()]
+        np.testing.assert_allclose(found, expected, rtol=2e-3)  # the map is rounded
+
+
+@pytest.mark.parametrize("image", [torch.ones(9, 4), torch.full((9, 4), torch.nan)], ids=["alike", "NaN"])
+def test_nothing_is_whitened_where_there_is_no_spread_to_tell(image):
+    assert (whitening([image], torch.ones(3, 4)) == torch.eye(4)).all()
+
+
+def test_whitening_does_not_depend_on_the_number_of_threads():
+    generator, before = torch.Generator().manual_seed(5), torch.get_num_threads()
+    image, bank = torch.randn(5000, 300, generator=generator), torch.randn(50, 300, generator=generator)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(whitening([image], bank))
+    torch.set_num_threads(before)
+    assert (found[0] == found[1]).all()
+    assert (found[0] == found[2]).all()
 
 
 def test_kmeans_bank_finds_the_clusters_of_all_images():
