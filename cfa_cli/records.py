@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NumberType = Literal["float32", "bfloat16", "float16", "int8"]
 Label = Literal["good", "anomalous"]
 ExportFormat = Literal["onnx", "openvino", "torch"]
+ExportPrecision = Literal["auto", "float32"]
 SaveKind = Literal["overlay", "map", "mask", "heatmap"]
 DEFAULT_SAVE: tuple[SaveKind, ...] = ("overlay",)
 

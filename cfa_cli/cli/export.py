@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfa_cli.cli import options
-from cfa_cli.records import EXPORT_SUFFIXES, ExportFormat
+from cfa_cli.records import EXPORT_SUFFIXES, ExportFormat, ExportPrecision
 
 if TYPE_CHECKING:
     from cfa_cli.engine.export import ExportResult
@@ -52,6 +52,14 @@ def export(
             "--half", help="Store weights in 16 bits: half the size, still computed in float32.", rich_help_panel=GRAPH
         ),
     ] = False,
+    precision: Annotated[
+        ExportPrecision,
+        typer.Option(
+            metavar="TYPE",
+            help="float32, or auto: int8 (for processors with VNNI) where the model is, in onnx and openvino.",
+            rich_help_panel=GRAPH,
+        ),
+    ] = "auto",
     quantize: Annotated[
         Path | None,
         typer.Option(
@@ -84,7 +92,7 @@ def export(
         check_there(model)  # before torch is imported, which takes seconds
         from cfa_cli.engine.export_options import ExportOptions, check_options
 
-        wanted = ExportOptions(format, with_resize, dynamic_batch, opset, half)
+        wanted = ExportOptions(format, with_resize, dynamic_batch, opset, half, precision)
         out = out or model.with_suffix(EXPORT_SUFFIXES[format])
         check_options(wanted, out, int8=quantize is not None)
         from cfa_cli.engine.export import export as run_export
@@ -115,15 +123,16 @@ def _show(result: ExportResult) -> None:
     found, options = result.verification, result.options
     takes = "RGB images of any size, uint8" if options.resize else "RGB images at the model's size, float32 in 0..1"
     many = "any number at once" if options.dynamic_batch else "one at a time"
-    numbers = "INT8 backbone" if result.int8 else "float16 weights" if options.half else "float32"
+    numbers = "float16 weights, " * options.half + ("int8 backbone" if result.int8 else "float32")
     render.print_facts(
         "Export",
         [
             ("Format", f"{options.format}, {numbers}"),
+            *([("Runs on", "processors with VNNI; for others: --precision float32")] if result.int8 else []),
             ("Takes", f"{takes}, {many}"),
             (
                 "Verified",
-                f"on {found.images} {'drawn' if found.drawn else 'of the'} images, against this tool in float32",
+                f"on {found.images} {'drawn' if found.drawn else 'of the'} images, against this tool",
             ),
             ("Largest error", f"{found.max_absolute:.2g}, {found.max_relative:.2g} of the image's score"),
             ("Labels", f"{found.labels_agree} of {found.images} agree"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
@@ -39,12 +40,17 @@ from cfa_cli.engine.scorer import NetworkScorer
 from cfa_cli.engine.thresholds import without_min_area
 from cfa_cli.engine.verify import Verification, read_images, render_images, verify
 from cfa_cli.errors import CfaError, ExportError
+from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.deployed import INPUT, OUTPUTS, DeployedNetwork
+from cfa_cli.model.deployed_quantised import Operator
 from cfa_cli.model.network import Network
-from cfa_cli.records import Bundle, Progress, ProgressCallback
+from cfa_cli.model.quantised import multiplies_bytes
+from cfa_cli.records import Bundle, ExportFormat, NumberType, Progress, ProgressCallback
 
 TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
 HALF_TOLERANCE = 1e-2
+INT8_TOLERANCE = 2e-2  # a value between two bytes may become either: see `model.deployed_quantised`
+OPERATORS: dict[ExportFormat, Operator] = {"onnx": "ConvInteger", "openvino": "DequantizeLinear"}  # of int8 backbones
 ONNX_LOOP_TORCH = (2, 14)  # the first release that exports `while_loop` to ONNX
 QUANTIZATION_IMAGES = 300  # at most, for INT8
 
@@ -58,7 +64,7 @@ class ExportResult:
     files: tuple[Path, ...]
     bytes: int  # of all files
     options: ExportOptions
-    int8: bool
+    int8: bool  # the backbone's numbers: the model's own, or those that `quantize` made
     verification: Verification
     note: str | None = None  # in what it does not do what the bundle does
 
@@ -73,10 +79,10 @@ def export(
     force: bool = False,
     progress: ProgressCallback = lambda step: None,
 ) -> ExportResult:
-    """Export the bundle at `model` to `out` and compare its scores and maps with this tool's in float32.
+    """Export the bundle at `model` to `out` and compare its scores and maps with this tool's in the same numbers.
 
     They are compared on some of the images in the folder `images`, else on those in `quantize`, else on drawn ones.
-    `quantize`, a folder of good images, also makes an OpenVINO model INT8; its error is measured, not bounded.
+    `quantize`, a folder of good images, makes an OpenVINO model INT8; its error is measured, not bounded.
 
     Raises ExportError, leaving nothing, if the export fails, a package is missing, or an error is over the tolerance;
     BundleError, UsageError, and InputError for folders without images and an `out` that exists (unless `force`).
@@ -86,19 +92,23 @@ def export(
     for file in [out, out.with_suffix(".bin")] if options.format == "openvino" else [out]:
         check_free(file, force)
     bundle, note = without_min_area(load_bundle(model))
+    precision: NumberType = "float32" if quantize else _number_type(bundle, options)
+    note = " ".join(filter(None, [note, _note(bundle, precision)])) or None
     folder = images or quantize
     pictures = read_images(folder, bundle.training) if folder else render_images(bundle.geometry)
     progress(Progress("exporting", 0, 1, unit="models"))
     description = {
         "cfa": __version__,
         **asdict(options),
-        "int8": quantize is not None,
+        "int8": precision == "int8" or quantize is not None,
+        "precision": precision,
         "bundle_sha256": sha256_of(Path(model)),
         "note": note,
     }
     network = build_network(bundle)
-    reference = NetworkScorer(copy.deepcopy(network), bundle.geometry, "cpu", "float32")
-    write = _convert(network, bundle, options, quantize)
+    ranges = torch.from_numpy(bundle.tensors["ranges"]) if precision == "int8" else None
+    reference = NetworkScorer(copy.deepcopy(network), bundle.geometry, "cpu", precision, ranges=ranges)
+    write = _convert(network, bundle, options, ranges, quantize)
     progress(Progress("exporting", 1, 1, unit="models"))
     with scratch_folder(out) as place:
         built, verified = place / "built" / out.name, place / "verified" / out.name
@@ -118,7 +128,7 @@ def export(
             )
         except Exception as error:  # each runtime has its own exceptions
             raise ExportError(f"The exported model does not run: {error}", "Try another --format.") from error
-        _check(found, options, int8=quantize is not None)
+        _check(found, math.inf if quantize else _tolerance(options, precision))
         # The same graph again: what was found goes into its metadata.
         _write(write, verified, metadata | {EXPORT_KEY: json.dumps(description | {"verification": asdict(found)})})
         made = sorted(verified.parent.iterdir())  # OpenVINO's weights (.bin) before its graph (.xml)
@@ -127,10 +137,32 @@ def export(
             for file, temporary in zip(made, temporaries, strict=True):
                 shutil.copyfile(file, temporary)
     size = sum(file.stat().st_size for file in files)
-    return ExportResult(files, size, options, quantize is not None, found, note)
+    return ExportResult(files, size, options, bool(description["int8"]), found, note)
 
 
-def _convert(network: Network, bundle: Bundle, options: ExportOptions, quantize: Path | None) -> Write:
+def _number_type(bundle: Bundle, options: ExportOptions) -> NumberType:
+    """Return what an export's backbone computes in: int8 where the model's and its runtime do, and this processor."""
+    int8 = bundle.backbone.precision == "int8" and options.format in OPERATORS and options.precision == "auto"
+    return "int8" if int8 and multiplies_bytes(torch.device("cpu")) else "float32"
+
+
+def _note(bundle: Bundle, precision: NumberType) -> str | None:
+    fitted = bundle.backbone.precision
+    if fitted in (None, precision):
+        return None
+    return (
+        f"The export computes in {precision}, the model in {fitted}: its scores differ a little from those that chose "
+        "the threshold."
+    )
+
+
+def _tolerance(options: ExportOptions, precision: NumberType) -> float:
+    return INT8_TOLERANCE if precision == "int8" else HALF_TOLERANCE if options.half else TOLERANCE
+
+
+def _convert(
+    network: Network, bundle: Bundle, options: ExportOptions, ranges: Tensor | None, quantize: Path | None
+) -> Write:
     """Return what writes the converted model, with metadata. Raises ExportError."""
     needed = {
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
@@ -147,7 +179,7 @@ def _convert(network: Network, bundle: Bundle, options: ExportOptions, quantize:
         )
     try:
         with _quiet():
-            program = _trace(network, bundle, options)
+            program = _trace(network, bundle, options, ranges)
             if options.format == "onnx":
                 return _to_onnx(program, options)
             if options.format == "openvino":
@@ -162,8 +194,10 @@ def _convert(network: Network, bundle: Bundle, options: ExportOptions, quantize:
         ) from error
 
 
-def _trace(network: Network, bundle: Bundle, options: ExportOptions) -> ExportedProgram:
-    geometry, calibration = bundle.geometry, bundle.calibration
+def _trace(network: Network, bundle: Bundle, options: ExportOptions, ranges: Tensor | None) -> ExportedProgram:
+    geometry, calibration, backbone = bundle.geometry, bundle.calibration, network.backbone
+    if ranges is not None and isinstance(backbone, Backbone):
+        backbone.quantise(ranges)
     deployed = DeployedNetwork(
         network,
         geometry,
@@ -171,6 +205,7 @@ def _trace(network: Network, bundle: Bundle, options: ExportOptions) -> Exported
         calibration.pixel_threshold,
         resize=options.resize,
         half=options.half,
+        operator=OPERATORS.get(options.format),
     )
     count = 2 if options.dynamic_batch else 1  # an example of one would fix the batch at one
     if options.resize:
@@ -242,14 +277,13 @@ def _to_torch(program: ExportedProgram) -> Write:
     return write
 
 
-def _check(found: Verification, options: ExportOptions, int8: bool) -> None:
-    """Raise ExportError for results that lie too far apart; an INT8 model's must only be numbers."""
-    tolerance = math.inf if int8 else HALF_TOLERANCE if options.half else TOLERANCE
+def _check(found: Verification, tolerance: float) -> None:
+    """Raise ExportError for results that lie too far apart, or are no numbers."""
     if not found.max_relative <= tolerance:
         raise ExportError(
             f"The exported model does not score like this one: the relative error is {found.max_relative:.2g}, more "
             f"than {tolerance:g}; nothing was written.",
-            "Leave out --half, or try another --format.",
+            "Leave out --half, add --precision float32, or try another --format.",
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfa_cli.errors import UsageError
-from cfa_cli.records import EXPORT_SUFFIXES, ExportFormat
+from cfa_cli.records import EXPORT_SUFFIXES, ExportFormat, ExportPrecision
 
 MIN_OPSET = 18
 
@@ -20,6 +20,7 @@ class ExportOptions:
     dynamic_batch: bool = False  # any number of images at once, else one
     opset: int | None = None  # of ONNX; None: torch's default
     half: bool = False  # weights and bank are stored as float16
+    precision: ExportPrecision = "auto"  # of the backbone: int8 where the model's is and the format can, else float32
 
 
 def check_options(options: ExportOptions, out: Path, int8: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from cfa_cli.errors import BundleError, CfaError, DeviceError, ImageError, Usage
 from cfa_cli.geometry import to_input
 from cfa_cli.model.deployed import INPUT, OUTPUTS
 from cfa_cli.model.device import choose_device
+from cfa_cli.model.quantised import multiplies_bytes
 from cfa_cli.records import EXPORT_SUFFIXES, Bundle, ExportFormat, Geometry
 
 EXPORT_KEY = "cfa_export"  # of the metadata: what the export is, and how it was verified
@@ -93,7 +95,7 @@ def load_model(path: str | Path, device: str = "auto", precision: Precision | No
         return bundle, load_scorer(bundle, device, precision)
     if precision not in (None, "auto", "float32"):
         raise UsageError(
-            f"--precision {precision} does not go with an exported model, which computes in float32.",
+            f"--precision {precision} does not go with an exported model, which computes in what it was exported in.",
             "Leave --precision out.",
         )
     return load_exported(path, name, device)
@@ -110,6 +112,12 @@ def load_exported(path: Path, name: ExportFormat, device: str = "auto") -> tuple
         if METADATA_KEY not in metadata or EXPORT_KEY not in metadata:
             raise BundleError(f"{path} was not written by `cfa export`.", "Make one with `cfa export`.")
         export = json.loads(metadata[EXPORT_KEY])
+        if export.get("precision") == "int8" and _cuts_sums():
+            raise DeviceError(
+                f"{path} computes in int8, and this processor (without VNNI) cuts sums of such products: its scores "
+                "would be wrong.",
+                "Export the model with --precision float32.",
+            )
         bundle = from_metadata(path, metadata, {})
         if KEEP_KEY in metadata:
             bundle.tensors["keep"] = keep_from_text(metadata[KEEP_KEY], bundle.geometry.input_size)
@@ -119,6 +127,11 @@ def load_exported(path: Path, name: ExportFormat, device: str = "auto") -> tuple
     except Exception as error:  # each runtime has its own exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path} cannot be loaded: {reason.rstrip('.')}.", _AGAIN) from error
+
+
+def _cuts_sums() -> bool:
+    """Tell whether this processor keeps sums of two products of bytes in 16 bits, as x86 does without VNNI."""
+    return platform.machine().lower() in ("x86_64", "amd64") and not multiplies_bytes(torch.device("cpu"))
 
 
 def keep_to_text(keep: np.ndarray) -> str:

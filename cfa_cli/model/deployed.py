@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cfa_cli.geometry import resize_and_crop
+from cfa_cli.model.backbone import Backbone
+from cfa_cli.model.deployed_quantised import DeployedResNet, Operator
 from cfa_cli.model.deployed_search import DeployedSearch
 from cfa_cli.model.descriptor import coordinates, is_efficientnet, pool_levels
+from cfa_cli.model.joined import AnyBackbone
 from cfa_cli.model.network import Network
 from cfa_cli.model.scoremap import image_scores, position_scores
 from cfa_cli.model.search import principal_frame
@@ -27,11 +30,13 @@ class DeployedNetwork(nn.Module):
 
     With `resize` the input is images (B, H, W, 3) RGB uint8 of any size, without it (B, 3, H, W) float32 RGB in 0..1 at
     the network's input size. `half` stores backbone, descriptor and bank as float16; all is computed in float32.
+    A quantised backbone is computed in integers where there is an `operator` that its convolutions are written by.
     Raises OverflowError if a weight is too large for float16.
     """
 
     mean: Tensor
     std: Tensor
+    backbone: AnyBackbone | DeployedResNet
     thresholds: Tensor
     baseline: Tensor
     keep: Tensor | None
@@ -45,9 +50,13 @@ class DeployedNetwork(nn.Module):
         *,
         resize: bool = False,
         half: bool = False,
+        operator: Operator | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.score_map = network.backbone, network.score_map
+        self.divide_by_channels = is_efficientnet(network.backbone.name)
+        if operator is not None and isinstance(network.backbone, Backbone) and network.backbone.quantised is not None:
+            self.backbone = DeployedResNet(network.backbone.quantised, operator)
         self.geometry, self.resize = geometry, resize
         # Distances are the same along the bank's axes, and products lose less to rounding around its centre.
         frame = principal_frame(network.bank.double())
@@ -72,7 +81,7 @@ class DeployedNetwork(nn.Module):
         images = (images - self.mean) / self.std
         images = images if self.keep is None else images * self.keep
         maps = self.backbone(_channels_last(images))
-        levels = pool_levels(maps, divide_by_channels=is_efficientnet(self.backbone.name))
+        levels = pool_levels(maps, divide_by_channels=self.divide_by_channels)
         described = self._describe(levels).permute(0, 2, 3, 1)
         squared = self.search(described.flatten(0, 2), together=self.baseline.numel())
         score_maps = self.score_map(position_scores(squared).view(-1, *self.baseline.shape) / self.baseline)

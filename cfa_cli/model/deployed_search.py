@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop  # exporters know no public loop
 
-LEADING = 124  # coordinates; with the norms of the blocks these are 128 columns
+LEADING = 60  # coordinates; with the norms of the blocks these are 64 columns
 BLOCKS = 4  # of trailing coordinates, the first ones shorter: they hold more of the bank's variance
 GROUP = 32  # centroids whose minimum stands for them while the nearest are looked for
 CHUNK_ELEMENTS = 350_000  # of the matrix that a turn of the loop makes: it stays in the processor's cache
@@ -48,7 +48,7 @@ class DeployedSearch(nn.Module):
         super().__init__()
         self.neighbours, self.measured = neighbours, 4 * (neighbours + 1)
         count, channels = bank.shape
-        self.filtered = channels >= 3 * LEADING // 2 and count >= GROUP * self.measured
+        self.filtered = channels >= 2 * LEADING and count >= GROUP * self.measured
         lengths, rest = bank.square().sum(1), None
         short = bank
         if self.filtered:
@@ -57,8 +57,8 @@ class DeployedSearch(nn.Module):
             norms = _norms(blocks) * (HALF_NORM_ROOM if half else NORM_ROOM)
             short = torch.cat([leading, norms], dim=1)
             rest = torch.cat([*blocks, -norms], dim=1)
-        self.register_buffer("short", (-2 * short).float())  # (M', D or 128), M' >= M
-        self.register_buffer("rest", None if rest is None else (-2 * rest).float())  # (M', D - 120)
+        self.register_buffer("short", (-2 * short).float())  # (M', D or 64), M' >= M
+        self.register_buffer("rest", None if rest is None else (-2 * rest).float())  # (M', D - 56)
         self.register_buffer("lengths", lengths.float())  # (M',)
 
     def forward(self, queries: Tensor, together: int) -> Tensor:

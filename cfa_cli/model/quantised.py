@@ -15,7 +15,7 @@ import platform
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import cv2
@@ -97,6 +97,22 @@ class QuantisedResNet:
             if name in self._wanted:
                 maps.append(sums)
         return maps
+
+    @property
+    def stem(self) -> _Convolution:
+        """The convolution before the blocks."""
+        return self._stem
+
+    @property
+    def blocks(self) -> list[_Block]:
+        """The blocks of all layers, in order."""
+        return [block for _, blocks in self._layers for block in blocks]
+
+    @property
+    def wanted_blocks(self) -> list[int]:
+        """The places in `blocks` of those whose sums are wanted maps."""
+        ends = accumulate(len(blocks) for _, blocks in self._layers)
+        return [end - 1 for (name, _), end in zip(self._layers, ends, strict=True) if name in self._wanted]
 
 
 def count_ranges(model: ResNet) -> int:
@@ -219,6 +235,16 @@ class _Block:
             data = convolution(data, out_step=following.step)
         result: Tensor = self._convolutions[-1](data, shortcut=shortcut)
         return result
+
+    @property
+    def convolutions(self) -> list[_Convolution]:
+        """Those that follow one another."""
+        return self._convolutions
+
+    @property
+    def shortcut(self) -> _Convolution | None:
+        """That beside them, which takes the same input."""
+        return self._shortcut
 
 
 def _blocks(model: ResNet) -> list[nn.Module]:

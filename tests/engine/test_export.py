@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import from_numpy
 
@@ -19,7 +20,8 @@ from cfa_cli.engine.export_options import ExportOptions
 from cfa_cli.engine.runtimes import load_exported, load_model
 from cfa_cli.engine.scorer import score_sources
 from cfa_cli.errors import BundleError, DeviceError, ExportError, InputError, UsageError
-from cfa_cli.model import deployed
+from cfa_cli.model import deployed, quantised
+from cfa_cli.model.quantised import multiplies_bytes
 from cfa_cli.records import Geometry, Source
 from tests.engine.exports import make_bundle
 from tests.results.runs import CALIBRATION
@@ -177,6 +179,64 @@ def test_half_is_half(bundle, exported, images):
     assert 1e-6 < result.verification.max_relative < 1e-2
     assert result.bytes < 0.6 * exported(STATIC).bytes
     compare(bundle, result.files[0], images, tolerance=1e-2)
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("int8") / "m.safetensors", precision="int8", layers=("4", "8"))
+
+
+@pytest.mark.skipif(not multiplies_bytes(torch.device("cpu")), reason="no VNNI")
+@pytest.mark.parametrize("options", [
+    ExportOptions(resize=True, dynamic_batch=True), ExportOptions("openvino", dynamic_batch=True)
+], ids=lambda o: o.format)  # fmt: skip
+def test_int8_models_stay_int8(int8_bundle, images, tmp_path, monkeypatch, options):
+    """Their scores are those of the same integers in float32, by the tool on a processor without VNNI."""
+    require(options.format)
+    result = export(int8_bundle, tmp_path / f"m{SUFFIXES[options.format]}", options, images=images)
+    assert result.int8
+    assert result.note is None
+    assert result.verification.max_relative < 2e-2
+    assert result.verification.labels_agree == len(SIZES)
+    assert result.bytes < 0.7 * int8_bundle.stat().st_size
+    _, exported = load_model(result.files[-1])
+    _, in_float = load_model(int8_bundle, "cpu", "float32")
+    monkeypatch.setattr(quantised, "multiplies_bytes", lambda device: False)
+    _, simulated = load_model(int8_bundle, "cpu", "int8")
+    sources = [Source(path, path.name) for path in sorted(images.iterdir())]
+    found, expected, other = (
+        [one.score_map for one in score_sources(scorer, sources, CALIBRATION)]
+        for scorer in (exported, simulated, in_float)
+    )
+    for ours, tools, floats in zip(found, expected, other, strict=True):
+        assert np.abs(ours - tools).max() < 2e-2 * tools.max()
+        assert np.abs(ours - tools).mean() < 0.1 * np.abs(floats - tools).mean()
+
+
+@pytest.mark.parametrize("reason", ["format", "option", "processor"])
+def test_int8_models_in_float32_say_so(int8_bundle, few, tmp_path, monkeypatch, reason):
+    options = ExportOptions("torch")
+    if reason != "format":
+        require("onnx")
+        options = ExportOptions(precision="float32" if reason == "option" else "auto")
+    if reason == "processor":
+        monkeypatch.setattr("cfa_cli.engine.export.multiplies_bytes", lambda device: False)
+    result = export(int8_bundle, tmp_path / f"m{SUFFIXES[options.format]}", options, images=few)
+    assert not result.int8
+    assert "computes in float32, the model in int8" in result.note
+    assert result.verification.max_relative < 1e-4
+
+
+@pytest.mark.skipif(not multiplies_bytes(torch.device("cpu")), reason="no VNNI")
+def test_int8_graphs_are_refused_where_sums_are_cut(int8_bundle, few, tmp_path, monkeypatch):
+    require("onnx")
+    path = export(int8_bundle, tmp_path / "m.onnx", images=few).files[0]
+    monkeypatch.setattr("cfa_cli.engine.runtimes.multiplies_bytes", lambda device: False)
+    monkeypatch.setattr("cfa_cli.engine.runtimes.platform.machine", lambda: "aarch64")
+    load_model(path)  # Arm sums them up in 32 bits
+    monkeypatch.setattr("cfa_cli.engine.runtimes.platform.machine", lambda: "AMD64")
+    with pytest.raises(DeviceError, match="without VNNI"):
+        load_model(path)
 
 
 def test_other_scores_leave_nothing(bundle, tmp_path, monkeypatch):
