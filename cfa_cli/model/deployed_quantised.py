@@ -18,7 +18,6 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.onnx import ops
 
 from cfa_cli.model.quantised import QuantisedResNet
 from cfa_cli.model.quantised import _Convolution as Convolution
@@ -164,4 +163,6 @@ class _Block(nn.Module):
 def _onnx(
     operator: str, *inputs: Tensor, dtype: torch.dtype, shape: Sequence[int], **attributes: int | Sequence[int]
 ) -> Tensor:
+    from torch.onnx import ops  # it takes long to import, and predict, which knows of this module, has no need of it
+
     return ops.symbolic(operator, inputs, {**attributes}, dtype=dtype, shape=shape)
