@@ -177,6 +177,7 @@ def _open_onnx(path: Path, device: str) -> tuple[dict[str, str], Inference]:
         )
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors alone; they are raised as well
+    options.intra_op_num_threads = torch.get_num_threads()  # by itself it does not heed OMP_NUM_THREADS
     session = runtime.InferenceSession(str(path), options, providers=[providers[kind]])
 
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +200,8 @@ def _open_openvino(path: Path, device: str) -> tuple[dict[str, str], Inference]:
     if WEIGHTS_KEY in metadata and metadata[WEIGHTS_KEY] != sha256_of(weights):
         raise BundleError(f"{weights} does not belong to {path}: it is another export's.", _AGAIN)
     # By itself OpenVINO computes in bfloat16 where the processor has it.
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(model, "CPU", settings)
 
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         results = compiled({INPUT: images})

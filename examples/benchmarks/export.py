@@ -1,4 +1,4 @@
-"""Exported models beside the tool: nodes, error, size and time, by image size, backbone and format.
+"""Exported models beside the tool: nodes, error, size and time, by image size, backbone, format and number type.
 
     python examples/benchmarks/export.py --good examples/parts/train/good --images examples/parts/test
 
@@ -8,7 +8,6 @@ in turns with the tool, as ratios; so other work on the machine matters little.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -58,8 +57,6 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="px; the first is every backbone's")
     options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the runtimes start as many threads as there are cores
     torch.set_num_threads(1)
     print(
         "| Backbone | px | Format | Nodes | Largest error / score | MB | Time / tool's float32 | Time / tool's auto |"
@@ -80,11 +77,15 @@ def measure(name: str, size: int, good: Path, images: Path, folder: Path) -> Non
     bundle = load_bundle(model)
     image = read_images(images, bundle.training, limit=1)[0]
     tools = [load_scorer(bundle, "cpu", precision) for precision in ("float32", "auto")]
-    for variant in [ExportOptions(format) for format in SUFFIXES] + [
-        ExportOptions(format, half=True) for format in SUFFIXES if name == BACKBONES[0] and size == SIZES[0]
-    ]:
+    print(f"| {name} | {size} | the tool, {bundle.backbone.precision} | | | {model.stat().st_size / 1e6:.1f} | | |")
+    variants = [ExportOptions(format, precision="float32") for format in SUFFIXES]
+    if bundle.backbone.precision == "int8":
+        variants += [ExportOptions("onnx"), ExportOptions("openvino")]
+    if name == BACKBONES[0] and size == SIZES[0]:
+        variants += [ExportOptions(format, half=True, precision="float32") for format in SUFFIXES]
+    for variant in variants:
         out = folder / f"model{SUFFIXES[variant.format]}"
-        kind = variant.format + ", half" * variant.half
+        kind = variant.format + ", half" * variant.half + ", int8" * (variant.precision == "auto")
         try:
             result = export(model, out, variant, images=images, force=True)
         except ExportError as failure:
