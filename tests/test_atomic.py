@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cfa_cli.atomic import atomic_path, atomic_paths
+from cfa_cli.atomic import atomic_path, atomic_paths, write_files
 from cfa_cli.errors import InputError
 
 
@@ -181,3 +181,27 @@ def test_files_that_belong_together_are_all_replaced_or_none_is(tmp_path, monkey
         for temporary in temporaries:
             temporary.write_text("new")
     assert {path: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(finals, "new")
+
+
+def test_files_of_one_result_are_all_written_or_none_is_there(tmp_path, monkeypatch):
+    finals = [tmp_path / "a" / "b" / "x.png", tmp_path / "c" / "x.tiff", tmp_path / "x.jpg"]
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (flushed.append(descriptor), fsync(descriptor)))
+    write_files((final, final.suffix.encode() * 500) for final in finals)
+    assert len(flushed) == 3
+    assert [final.read_bytes()[:5] for final in finals] == [b".png.", b".tiff", b".jpg."]
+    (tmp_path / "umask").touch()
+    assert {final.stat().st_mode for final in finals} == {(tmp_path / "umask").stat().st_mode}
+
+    def interrupted():
+        yield finals[0], b"new"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_files(interrupted())
+    with largest_file(1000), pytest.raises(InputError, match=r"^Cannot write .*x\.tiff: .+\.$"):
+        write_files((final, bytes(5000 if final.suffix == ".tiff" else 5)) for final in finals)
+    refuse_to_replace(monkeypatch, finals[2])
+    with pytest.raises(InputError, match=r"^Cannot replace .*x\.jpg: another program"):
+        write_files((final, b"new") for final in finals)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["umask"]

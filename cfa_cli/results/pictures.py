@@ -7,25 +7,26 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from cfa_cli.atomic import atomic_path
+from cfa_cli.atomic import write_files
 from cfa_cli.bands import swap_red_and_blue
 from cfa_cli.errors import InputError
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction, Region
 from cfa_cli.results.overlays import (
+    blend,
     draw_hatching,
     draw_heatmap,
     draw_overlay,
     draw_thumbnail,
     find_ignored,
+    hatch,
     scale_map,
 )
 from cfa_cli.results.png import encode_png
@@ -68,9 +69,8 @@ class Pictures:
         """
         self._out, self._bundles, self._save = out, bundles, sorted(save)
         self._workers = workers or min(4, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cfa-write")
-        # A file takes longer to reach the disk than to be drawn: those of an image do so side by side.
-        self._files = ThreadPoolExecutor(4 * self._workers, thread_name_prefix="cfa-file")
+        # Twice as many: while one image's files are on their way to the disk, another's are drawn.
+        self._pool = ThreadPoolExecutor(2 * self._workers, thread_name_prefix="cfa-write")
         self._pending: deque[tuple[Prediction, str, Future[tuple[Region, ...]]]] = deque()
 
     def put(self, prediction: Prediction, name: str) -> Iterator[tuple[Prediction, str]]:
@@ -99,7 +99,6 @@ class Pictures:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
-        self._files.shutdown()
 
     def _start(self, prediction: Prediction, name: str) -> Future[tuple[Region, ...]]:
         if prediction.score_map is not None:
@@ -142,6 +141,17 @@ class Pictures:
         if not self._save or image is None:
             return find_regions(score_map, calibration)
         marked = mark(score_map, calibration)
+        pictures = self._draw(prediction, bundle, image, score_map, marked)
+        paths = (((self._out / folder / f"{name}{suffix}"), pixels) for folder, suffix, pixels in pictures)
+        write_files((path, _encode(path, pixels)) for path, pixels in paths)
+        return find_regions(score_map, calibration, marked)
+
+    def _draw(
+        self, prediction: Prediction, bundle: Bundle, image: np.ndarray, score_map: np.ndarray, marked: np.ndarray
+    ) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Draw one picture of an image after the other: folder, suffix and pixels."""
+        assert prediction.score_map is not None
+        calibration, geometry, size = bundle.calibration, bundle.geometry, (image.shape[0], image.shape[1])
         draw: dict[str, Callable[[], np.ndarray]] = {
             "overlay": lambda: draw_overlay(
                 image, score_map, prediction, calibration, find_ignored(prediction, bundle, size), marked
@@ -150,34 +160,22 @@ class Pictures:
             "mask": lambda: marked,
             "heatmap": lambda: draw_heatmap(score_map, calibration),
         }
-        written: dict[Path, Future[None]] = {}
-
-        def write(folder: str, suffix: str, pixels: np.ndarray) -> None:
-            path = self._out / folder / f"{name}{suffix}"
-            written[path] = self._files.submit(write_picture, path, pixels)
-
         for kind in self._save:
-            write(*KINDS[kind], draw[kind]())
-        small = draw_thumbnail(image, prediction.score_map, bundle, prediction=prediction, marked=marked)
+            yield *KINDS[kind], draw[kind]()
+        small = draw_thumbnail(image, None, bundle)
         reduced = small.shape[0], small.shape[1]
-        write(REPORT_FOLDER, THUMBNAIL, small)
         small_map = resize_map(prediction.score_map, geometry, reduced)
-        write(REPORT_FOLDER, REPORT_MAP, scale_map(small_map, calibration))
         mask = mark_reduced(prediction.score_map, geometry, calibration, size, reduced, marked)
-        write(REPORT_FOLDER, REPORT_MASK, mask)
-        if (ignored := find_ignored(prediction, bundle, reduced)) is not None:
-            write(REPORT_FOLDER, REPORT_IGNORED, draw_hatching(ignored))
+        ignored = find_ignored(prediction, bundle, reduced)
+        picture = blend(small, small_map, calibration, mask)
+        if ignored is not None:
+            hatch(picture, ignored)
+            yield REPORT_FOLDER, REPORT_IGNORED, draw_hatching(ignored)
+        yield REPORT_FOLDER, THUMBNAIL, picture
+        yield REPORT_FOLDER, REPORT_MAP, scale_map(small_map, calibration)
+        yield REPORT_FOLDER, REPORT_MASK, mask
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:
-            write(REPORT_FOLDER, REPORT_IMAGE, draw_thumbnail(image, None, bundle, JPEG_SIDE))
-        regions = find_regions(score_map, calibration, marked)
-        wait(written.values())
-        if any(file.exception() for file in written.values()):
-            for path in written:  # an image has all of its files, or none
-                with suppress(OSError):
-                    path.unlink()
-        for file in written.values():
-            file.result()
-        return regions
+            yield REPORT_FOLDER, REPORT_IMAGE, draw_thumbnail(image, None, bundle, JPEG_SIDE)
 
 
 def _bytes(prediction: Prediction) -> int:
@@ -201,16 +199,15 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
     For a .jpg RGB is turned into BGR in place, as another copy of a large image would need much memory.
     Raises InputError where they cannot be written.
     """
+    write_files([(path, _encode(path, pixels))])
+
+
+def _encode(path: Path, pixels: np.ndarray) -> bytes:
     if path.suffix == ".png":
-        data = encode_png(pixels)
-    else:
-        if pixels.ndim == 3:
-            swap_red_and_blue(pixels)
-        done, encoded = cv2.imencode(path.suffix, pixels, _OPTIONS[path.suffix])  # imwrite takes not every file name
-        if not done:
-            raise InputError(
-                f"Cannot write {path}: {pixels.shape[1]} x {pixels.shape[0]} px are too many for its format."
-            )
-        data = encoded.tobytes()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+        return encode_png(pixels)
+    if pixels.ndim == 3:
+        swap_red_and_blue(pixels)
+    done, encoded = cv2.imencode(path.suffix, pixels, _OPTIONS[path.suffix])  # imwrite takes not every file name
+    if not done:
+        raise InputError(f"Cannot write {path}: {pixels.shape[1]} x {pixels.shape[0]} px are too many for its format.")
+    return encoded.tobytes()

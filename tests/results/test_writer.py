@@ -306,14 +306,14 @@ def test_an_image_whose_pictures_cannot_be_written_has_its_score_and_the_error(t
 
 
 def test_a_full_disk_ends_the_run_and_no_row_follows(tmp_path, monkeypatch):
-    write_bytes = Path.write_bytes
+    open_path = Path.open
 
-    def fill(path, data):
+    def fill(path, *args, **options):
         if "overlays/b" in path.as_posix():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write_bytes(path, data)
+        return open_path(path, *args, **options)
 
-    monkeypatch.setattr(Path, "write_bytes", fill)
+    monkeypatch.setattr(Path, "open", fill)
     names = ["a.png", "b/c.png", *(f"{i}.png" for i in range(20))]
     with pytest.raises(InputError, match="No space left on device"):
         write(tmp_path, [make_prediction(tmp_path / name, 1.0, name) for name in names], {"overlay"})
