@@ -65,7 +65,7 @@ def atomic_paths(*finals: Path) -> Iterator[list[Path]]:
                 temporary.unlink()
 
 
-def write_files(contents: Iterable[tuple[Path, bytes]]) -> None:
+def write_files(contents: Iterable[tuple[Path, bytes | memoryview]]) -> None:
     """Write files that belong together: each is whole and flushed to disk, or where one cannot be, none is there.
 
     contents: each file's path, and what it holds; the next is asked for when one is on disk. There are fewer system

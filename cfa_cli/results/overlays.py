@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from cfa_cli.bands import bands_of
 from cfa_cli.evidence import Calibration
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction
@@ -24,6 +23,7 @@ ANOMALOUS = (255, 106, 84)
 GOOD = (96, 211, 120)
 HATCH = 176  # grey: what is ignored has no colour of the scale
 FONT = cv2.FONT_HERSHEY_DUPLEX
+BAND = 64  # rows: low, so that boxes around what is painted hold little else
 MIN_SIDE_FOR_LEGEND = 160  # px; on smaller images a legible legend would hide the part
 
 # Inferno is perceptually uniform and stays distinguishable for colour-blind readers and in grey prints.
@@ -66,7 +66,7 @@ def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration, ma
     """
     picture = image.copy() if image.dtype == np.uint8 else to_8_bit(image)
     scaled = scale_map(score_map, calibration)
-    for rows in bands_of(image.shape):
+    for rows in (slice(top, top + BAND) for top in range(0, len(image), BAND)):
         # Nothing is painted where scores are low, as they mostly are: the smallest box that holds the others will do.
         left, top, width, height = cv2.boundingRect((scaled[rows] > CLEAR).view(np.uint8))
         if width:
@@ -125,24 +125,25 @@ def draw_overlay(
     calibration: Calibration,
     ignored: np.ndarray | None = None,
     marked: np.ndarray | None = None,
+    legend: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw what an inspector wants to see: the photograph, what is unusual in it, the verdict and the colour scale.
 
     The verdict and the scale stand in a corner, unless all four have something marked: then they are left out.
     `image` (h, w, 3) RGB uint8 or uint16, `score_map` (h, w) float32 of the same size, and so is `ignored`, bool, which
-    is hatched; `marked` is what `mark` makes of the map, if that is known. Returns (h, w, 3) uint8 RGB.
+    is hatched; `marked` is what `mark` makes of the map and `legend` what `draw_legend` draws, if these are known.
+    Returns (h, w, 3) uint8 RGB.
     """
     mask = mark(score_map, calibration) if marked is None else marked
     picture = blend(image, score_map, calibration, mask)
     if ignored is not None:
         hatch(picture, ignored)
-    if min(picture.shape[:2]) >= MIN_SIDE_FOR_LEGEND and prediction.score is not None:
-        legend = _legend(prediction, calibration, picture.shape[:2])
-        corner = _free_corner(mask, legend.shape[:2])
-        if corner is not None:
-            top, left = corner
-            place = picture[top : top + legend.shape[0], left : left + legend.shape[1]]
-            cv2.addWeighted(legend, 0.85, place, 0.15, 0, dst=place)
+    if legend is None:
+        legend = draw_legend(prediction, calibration, (picture.shape[0], picture.shape[1]))
+    if legend is not None and (corner := _free_corner(mask, legend.shape[:2])) is not None:
+        top, left = corner
+        place = picture[top : top + legend.shape[0], left : left + legend.shape[1]]
+        cv2.addWeighted(legend, 0.85, place, 0.15, 0, dst=place)
     return picture
 
 
@@ -163,10 +164,10 @@ def draw_thumbnail(
     factor = min(1.0, side / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     if factor < 1:
-        # Halves first, where they are whole: their means are taken ten times as quickly as those of other shares.
-        while height % 2 == width % 2 == 0 and min(height / size[0], width / size[1]) >= 2:
+        # Halves first: their means are taken ten times as quickly as those of other shares. A last odd px is left out.
+        while min(height / size[0], width / size[1]) >= 2:
             height, width = height // 2, width // 2
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+            image = cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
     small = np.array(to_8_bit(image))  # a copy: the image is the caller's
     if score_map is None:
@@ -180,8 +181,13 @@ def draw_thumbnail(
     return picture
 
 
-def _legend(prediction: Prediction, calibration: Calibration, size: tuple[int, int]) -> np.ndarray:
-    """Verdict and score over the colour scale, whose tick is the pixel threshold."""
+def draw_legend(prediction: Prediction, calibration: Calibration, size: tuple[int, int]) -> np.ndarray | None:
+    """Draw verdict and score over the colour scale, whose tick is the pixel threshold, for an image of (h, w) px.
+
+    None where the image is too small for one.
+    """
+    if min(size) < MIN_SIDE_FOR_LEGEND or prediction.score is None:
+        return None
     em = max(9, round(np.sqrt(size[0] * size[1]) / 34))  # height of a capital with its gap, px
     scale, line, gap = em / 30, max(1, em // 22), max(3, em // 2)
     anomalous = prediction.label == "anomalous"

@@ -23,6 +23,7 @@ from cfa_cli.results.overlays import (
     blend,
     draw_hatching,
     draw_heatmap,
+    draw_legend,
     draw_overlay,
     draw_thumbnail,
     find_ignored,
@@ -71,6 +72,8 @@ class Pictures:
         self._workers = workers or min(4, os.cpu_count() or 1)
         # Twice as many: while one image's files are on their way to the disk, another's are drawn.
         self._pool = ThreadPoolExecutor(2 * self._workers, thread_name_prefix="cfa-write")
+        # OpenCV 5 loads its font once a thread, in 20 ms of its time: more than all the rest of a small image takes.
+        self._letters = ThreadPoolExecutor(1, thread_name_prefix="cfa-letter")
         self._pending: deque[tuple[Prediction, str, Future[tuple[Region, ...]]]] = deque()
 
     def put(self, prediction: Prediction, name: str) -> Iterator[tuple[Prediction, str]]:
@@ -99,6 +102,7 @@ class Pictures:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._letters.shutdown()
 
     def _start(self, prediction: Prediction, name: str) -> Future[tuple[Region, ...]]:
         if prediction.score_map is not None:
@@ -154,7 +158,9 @@ class Pictures:
         calibration, geometry, size = bundle.calibration, bundle.geometry, (image.shape[0], image.shape[1])
         draw: dict[str, Callable[[], np.ndarray]] = {
             "overlay": lambda: draw_overlay(
-                image, score_map, prediction, calibration, find_ignored(prediction, bundle, size), marked
+                *(image, score_map, prediction, calibration),
+                *(find_ignored(prediction, bundle, size), marked),
+                self._letters.submit(draw_legend, prediction, calibration, size).result(),
             ),
             "map": lambda: score_map,
             "mask": lambda: marked,
@@ -202,7 +208,7 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
     write_files([(path, _encode(path, pixels))])
 
 
-def _encode(path: Path, pixels: np.ndarray) -> bytes:
+def _encode(path: Path, pixels: np.ndarray) -> bytes | memoryview:
     if path.suffix == ".png":
         return encode_png(pixels)
     if pixels.ndim == 3:
@@ -210,4 +216,4 @@ def _encode(path: Path, pixels: np.ndarray) -> bytes:
     done, encoded = cv2.imencode(path.suffix, pixels, _OPTIONS[path.suffix])  # imwrite takes not every file name
     if not done:
         raise InputError(f"Cannot write {path}: {pixels.shape[1]} x {pixels.shape[0]} px are too many for its format.")
-    return encoded.tobytes()
+    return encoded.data

@@ -29,7 +29,7 @@ def _parts(pixels: np.ndarray) -> Iterator[bytes]:
     height, width = pixels.shape[:2]
     colour = COLOUR_TYPES[pixels.shape[2] if pixels.ndim == 3 else 1]
     yield SIGNATURE
-    yield _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
+    yield from _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
     values = np.ascontiguousarray(pixels).reshape(height, -1)
     compressor = compressobj(LEVEL)
     for rows in bands_of(pixels.shape):
@@ -38,10 +38,10 @@ def _parts(pixels: np.ndarray) -> Iterator[bytes]:
         filtered[:, 0] = UP
         np.subtract(band[0], values[rows.start - 1] if rows.start else np.uint8(0), out=filtered[0, 1:])
         np.subtract(band[1:], band[:-1], out=filtered[1:, 1:])
-        yield _chunk(b"IDAT", compressor.compress(filtered))
-    yield _chunk(b"IDAT", compressor.flush())
-    yield _chunk(b"IEND", b"")
+        yield from _chunk(b"IDAT", compressor.compress(filtered))
+    yield from _chunk(b"IDAT", compressor.flush())
+    yield from _chunk(b"IEND", b"")
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return b"".join([struct.pack(">I", len(content)), name, content, struct.pack(">I", crc32(name + content))])
+def _chunk(name: bytes, content: bytes) -> tuple[bytes, bytes, bytes]:
+    return struct.pack(">I4s", len(content), name), content, struct.pack(">I", crc32(content, crc32(name)))
