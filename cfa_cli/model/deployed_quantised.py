@@ -59,6 +59,8 @@ class _Convolution(nn.Module):
 
     zero: Tensor
     step: Tensor
+    weight: Tensor
+    bias: Tensor
     kind: torch.dtype
     shift: int
 
@@ -81,10 +83,8 @@ class _Convolution(nn.Module):
 class _IntegerConvolution(_Convolution):
     kind, shift = torch.int8, SHIFT
 
-    weight: Tensor
     weight_zero: Tensor
     scale: Tensor
-    bias: Tensor
 
     def __init__(self, convolution: Convolution) -> None:
         super().__init__(convolution)
@@ -111,10 +111,8 @@ class _IntegerConvolution(_Convolution):
 class _DequantisedConvolution(_Convolution):
     kind, shift = torch.uint8, 0
 
-    weight: Tensor
     weight_zeros: Tensor
     scales: Tensor
-    bias: Tensor
 
     def __init__(self, convolution: Convolution) -> None:
         super().__init__(convolution)

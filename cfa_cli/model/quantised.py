@@ -66,7 +66,8 @@ class QuantisedResNet:
     ranges: (n,) > 0, of each convolution in its blocks the largest input: see `recorded_ranges`.
     lowest, highest: of the model's input, whose values are cut to that.
 
-    `finite` tells whether all weights are within float32's range with the normalisation folded in.
+    `stem` is the convolution before the blocks. `finite` tells whether all weights are within float32's range with the
+    normalisation folded in.
     """
 
     def __init__(self, model: ResNet, ranges: Sequence[float], lowest: float, highest: float) -> None:
@@ -74,20 +75,20 @@ class QuantisedResNet:
         step = (highest - lowest) / MOST_BYTE
         device = next(model.parameters()).device
         make = _NativeConvolution if multiplies_bytes(device) else _SimulatedConvolution
-        self._stem = make(model.conv1, model.bn1, step, round(-lowest / step))
+        self.stem = make(model.conv1, model.bn1, step, round(-lowest / step))
         steps = iter([largest / MOST_BYTE for largest in ranges])
         self._layers = [
             (name, [_Block(block, steps, make) for block in model.get_submodule(name).children()])
             for name in model.layers
         ]
 
-        convolutions = [self._stem, *(each for _, blocks in self._layers for block in blocks for each in block.all)]
+        convolutions = [self.stem, *(each for block in self.blocks for each in block.all)]
         self.finite = all(bool(each.scales.isfinite().all() and each.bias.isfinite().all()) for each in convolutions)
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Map normalised images (B, 3, H, W) float32 to the wanted maps [(B, C_l, h_l, w_l)] float32, finest first."""
         step = self._layers[0][1][0].step
-        pooled = _max_pool(self._stem(_to_bytes(images, self._stem.step, self._stem.zero), out_step=step))
+        pooled = _max_pool(self.stem(_to_bytes(images, self.stem.step, self.stem.zero), out_step=step))
         data: Tensor | None = pooled
         sums = pooled.float().mul_(step)
         maps = []
@@ -97,11 +98,6 @@ class QuantisedResNet:
             if name in self._wanted:
                 maps.append(sums)
         return maps
-
-    @property
-    def stem(self) -> _Convolution:
-        """The convolution before the blocks."""
-        return self._stem
 
     @property
     def blocks(self) -> list[_Block]:
@@ -214,14 +210,17 @@ class _SimulatedConvolution(_Convolution):
 
 
 class _Block:
-    """A basic or bottleneck block; `step` is that of its input."""
+    """A basic or bottleneck block: `convolutions` one after the other, and beside them a `shortcut`, or None.
+
+    Both take the same input, whose step is `step`.
+    """
 
     def __init__(self, block: nn.Module, steps: Iterator[float], make: type[Any]) -> None:
-        self._convolutions = [make(*each, next(steps), 0) for each in _convolutions(block)]
-        self.step = self._convolutions[0].step
+        self.convolutions = [make(*each, next(steps), 0) for each in _convolutions(block)]
+        self.step = self.convolutions[0].step
         downsample: Any = getattr(block, "downsample", None)
-        self._shortcut = None if downsample is None else make(*downsample, self.step, 0)
-        self.all = [*self._convolutions, *([] if self._shortcut is None else [self._shortcut])]
+        self.shortcut = None if downsample is None else make(*downsample, self.step, 0)
+        self.all = [*self.convolutions, *([] if self.shortcut is None else [self.shortcut])]
 
     def __call__(self, sums: Tensor, data: Tensor | None = None) -> Tensor:
         """Map the sums of the block before, (B, C, H, W) float32 >= 0, to this one's.
@@ -229,22 +228,12 @@ class _Block:
         They are overwritten where nothing is convolved in the shortcut, as nothing is within a layer.
         `data` is the same as bytes, where they are there already.
         """
-        data = self._convolutions[0].quantise(sums) if data is None else data
-        shortcut = sums if self._shortcut is None else self._shortcut(data, relu=False)
-        for convolution, following in pairwise(self._convolutions):
+        data = self.convolutions[0].quantise(sums) if data is None else data
+        shortcut = sums if self.shortcut is None else self.shortcut(data, relu=False)
+        for convolution, following in pairwise(self.convolutions):
             data = convolution(data, out_step=following.step)
-        result: Tensor = self._convolutions[-1](data, shortcut=shortcut)
+        result: Tensor = self.convolutions[-1](data, shortcut=shortcut)
         return result
-
-    @property
-    def convolutions(self) -> list[_Convolution]:
-        """Those that follow one another."""
-        return self._convolutions
-
-    @property
-    def shortcut(self) -> _Convolution | None:
-        """That beside them, which takes the same input."""
-        return self._shortcut
 
 
 def _blocks(model: ResNet) -> list[nn.Module]:

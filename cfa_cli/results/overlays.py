@@ -59,10 +59,16 @@ def draw_heatmap(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     return np.asarray(cv2.applyColorMap(scale_map(score_map, calibration), COLOURS))
 
 
-def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration, mask: np.ndarray) -> np.ndarray:
+def blend(
+    image: np.ndarray,
+    score_map: np.ndarray,
+    calibration: Calibration,
+    mask: np.ndarray,
+    ignored: np.ndarray | None = None,
+) -> np.ndarray:
     """Paint a map (h, w) over its image (h, w, 3), with the contour of its regions, `mask` (h, w) uint8.
 
-    Returns (h, w, 3) uint8 RGB.
+    What is `ignored`, (h, w) bool, is hatched. Returns (h, w, 3) uint8 RGB.
     """
     picture = image.copy() if image.dtype == np.uint8 else to_8_bit(image)
     scaled = scale_map(score_map, calibration)
@@ -79,6 +85,8 @@ def blend(image: np.ndarray, score_map: np.ndarray, calibration: Calibration, ma
         if line > 1:  # a dark rim keeps the line visible on light parts; on a small image it would hide too much
             cv2.drawContours(picture, contours, -1, (0, 0, 0), 2 * line, cv2.LINE_AA)
         cv2.drawContours(picture, contours, -1, CONTOUR, line, cv2.LINE_AA)
+    if ignored is not None:
+        hatch(picture, ignored)
     return picture
 
 
@@ -135,9 +143,7 @@ def draw_overlay(
     Returns (h, w, 3) uint8 RGB.
     """
     mask = mark(score_map, calibration) if marked is None else marked
-    picture = blend(image, score_map, calibration, mask)
-    if ignored is not None:
-        hatch(picture, ignored)
+    picture = blend(image, score_map, calibration, mask, ignored)
     if legend is None:
         legend = draw_legend(prediction, calibration, (picture.shape[0], picture.shape[1]))
     if legend is not None and (corner := _free_corner(mask, legend.shape[:2])) is not None:
@@ -153,12 +159,10 @@ def draw_thumbnail(
     bundle: Bundle,
     side: int = 320,
     prediction: Prediction | None = None,
-    marked: np.ndarray | None = None,
 ) -> np.ndarray:
     """A small picture of an image (h, w, 3), with what is unusual in it, unless `score_map` (network size) is None.
 
-    What `prediction` ignores is hatched; `marked` is what `mark` makes of the map at the image's size, if known.
-    Returns uint8 RGB, `side` px at its longer side, or as small as the image.
+    What `prediction` ignores is hatched. Returns uint8 RGB, `side` px at its longer side, or as small as the image.
     """
     full = height, width = image.shape[0], image.shape[1]
     factor = min(1.0, side / max(height, width))
@@ -173,12 +177,9 @@ def draw_thumbnail(
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)
-    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, full, size, marked)
-    picture = blend(small, small_map, bundle.calibration, mask)
+    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, full, size)
     ignored = None if prediction is None else find_ignored(prediction, bundle, size)
-    if ignored is not None:
-        hatch(picture, ignored)
-    return picture
+    return blend(small, small_map, bundle.calibration, mask, ignored)
 
 
 def draw_legend(prediction: Prediction, calibration: Calibration, size: tuple[int, int]) -> np.ndarray | None:

@@ -27,7 +27,6 @@ from cfa_cli.results.overlays import (
     draw_overlay,
     draw_thumbnail,
     find_ignored,
-    hatch,
     scale_map,
 )
 from cfa_cli.results.png import encode_png
@@ -173,11 +172,9 @@ class Pictures:
         small_map = resize_map(prediction.score_map, geometry, reduced)
         mask = mark_reduced(prediction.score_map, geometry, calibration, size, reduced, marked)
         ignored = find_ignored(prediction, bundle, reduced)
-        picture = blend(small, small_map, calibration, mask)
         if ignored is not None:
-            hatch(picture, ignored)
             yield REPORT_FOLDER, REPORT_IGNORED, draw_hatching(ignored)
-        yield REPORT_FOLDER, THUMBNAIL, picture
+        yield REPORT_FOLDER, THUMBNAIL, blend(small, small_map, calibration, mask, ignored)
         yield REPORT_FOLDER, REPORT_MAP, scale_map(small_map, calibration)
         yield REPORT_FOLDER, REPORT_MASK, mask
         if prediction.source.path.suffix.lower() not in SHOWN_BY_BROWSERS:

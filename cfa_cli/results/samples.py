@@ -12,7 +12,7 @@ import numpy as np
 from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction
 from cfa_cli.results.benchmark import ImageScore
-from cfa_cli.results.overlays import blend, draw_heatmap, find_ignored, hatch, to_8_bit
+from cfa_cli.results.overlays import blend, draw_heatmap, find_ignored, to_8_bit
 from cfa_cli.results.regions import mark_reduced
 
 SAMPLES_FOLDER = "samples"
@@ -63,9 +63,7 @@ def draw_sample(prediction: Prediction, mask: np.ndarray | None, bundle: Bundle)
     small_map = resize_map(score_map, bundle.geometry, size)
     calibration = bundle.calibration
     marked = mark_reduced(score_map, bundle.geometry, calibration, (height, width), size)
-    overlay = blend(small, small_map, calibration, marked)
-    if (ignored := find_ignored(prediction, bundle, size)) is not None:
-        hatch(overlay, ignored)
+    overlay = blend(small, small_map, calibration, marked, find_ignored(prediction, bundle, size))
     gap = np.full((size[0], _GAP, 3), 255, np.uint8)
     heatmap = draw_heatmap(small_map, calibration)
     return np.concatenate([small, gap, truth, gap, heatmap, gap, overlay], axis=1)
