@@ -15,7 +15,7 @@ from safetensors.numpy import save as to_bytes
 
 from cfa_cli import __version__
 from cfa_cli.atomic import atomic_path
-from cfa_cli.config import MAX_SIDE, FitConfig
+from cfa_cli.config import BEFORE_THEY_WERE_FIELDS, MAX_SIDE, FitConfig
 from cfa_cli.errors import BundleError, InputError, UsageError
 from cfa_cli.evidence import Calibration, HoldoutImages, Recalibration
 from cfa_cli.parsing import build_record
@@ -119,7 +119,7 @@ def _migrate(document: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[s
     if document["format"] < 2:  # before 0.2
         document["config"]["normalize_positions"] = document["config"].pop("relative")
         tensors = {"baseline" if name == "usual" else name: tensor for name, tensor in tensors.items()}
-    document["config"].setdefault("whiten", False)  # before 0.2
+    document["config"] = BEFORE_THEY_WERE_FIELDS | document["config"]
     return tensors
 
 

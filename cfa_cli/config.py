@@ -17,7 +17,7 @@ from cfa_cli.errors import UsageError
 
 BankKind = Literal["mean", "ema", "kmeans"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-Preset = Literal["default", "fast", "accurate", "paper"]
+Preset = Literal["default", "fast", "paper"]
 Augment = Literal["none", "rotate", "flip", "rotate+flip"]
 
 MIN_SIDE = 32  # px, of images and of the network's input
@@ -72,16 +72,20 @@ class FitConfig:
         str, "auto (cache, hub, else embedded), imagenet, embedded, or a file (.safetensors, .pth); A+B for two."
     ] = "auto"
     size: Annotated[
-        Size | Literal["fine", "full"] | None,
+        Size | Literal["small", "full"] | None,
         SIDE,
-        "The input in px: 256, HEIGHTxWIDTH, auto (320 x 320 in the images' aspect), fine (448 x 448), full.",
+        "The input in px: 256, HEIGHTxWIDTH, auto (448 x 448 in the images' aspect), small (320 x 320), full.",
     ] = None
     crop: Annotated[Size | None, SIDE, "Keep this much of the centre after the resize: 224, or HEIGHTxWIDTH."] = None
+    stride: Annotated[
+        int, Range(1, MAX_SIDE), "Px of the input from one patch to the next: finer feature maps are thinned to it."
+    ] = 8
     bank: Annotated[BankKind, "How the memory bank is built."] = "kmeans"
     gamma_c: Annotated[
         float | None,
-        Range(1),
-        "Compress the memory bank to (h*w)/GAMMA_C centroids; auto: the smallest that keeps them within 3136.",
+        Range(0, open=True),
+        "The memory bank has (h*w)/GAMMA_C centroids, of h*w patches an image; below 1 for kmeans alone; auto: 0.5 for "
+        "kmeans, 1 for the others, or what keeps them within 6272.",
     ] = None
     gamma_d: Annotated[int, Range(1), "Reduce the descriptor to C/GAMMA_D channels."] = 2
     neighbours: Annotated[int, Range(1), "K = J of the paper's loss."] = 3
@@ -122,6 +126,11 @@ class FitConfig:
         backbone_names(self.backbone)
         if self.layers is not None and not self.layers:
             raise UsageError("layers names no layer.", "Write for example --layers 4,8,16.")
+        if self.gamma_c is not None and self.gamma_c < 1 and self.bank != "kmeans":
+            raise UsageError(
+                f"The bank {self.bank} has at most a centroid a patch: gamma_c {self.gamma_c:g} is too small.",
+                "Give 1 or more, or --bank kmeans.",
+            )
         if self.crop is not None:
             paper = "The paper's is --size 256 --crop 224."
             if not isinstance(self.size, tuple):
@@ -209,15 +218,18 @@ _NOUNS = {
     Size: "a size: (height, width) in px",
 }
 
-MAX_AUTO_CENTROIDS = 3136  # the paper's, of 224 x 224 px at stride 4
+
+BEFORE_THEY_WERE_FIELDS: dict[str, Any] = {"whiten": False, "stride": 1}  # what files without these fields mean
+
+MAX_AUTO_CENTROIDS = 6272  # twice the paper's, which are those of 224 x 224 px at stride 4
 
 PRESETS: dict[Preset, FitConfig] = {
     "default": FitConfig(),
-    "fast": FitConfig(layers=("8", "16")),
-    "accurate": FitConfig(size="fine"),
+    "fast": FitConfig(size="small"),
     "paper": FitConfig(
         layers=AUTHORS_LAYERS,
         size=(224, 224),
+        stride=4,
         bank="mean",
         gamma_c=1,
         gamma_d=1,

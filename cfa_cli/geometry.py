@@ -14,8 +14,8 @@ from cfa_cli.bands import bands_of
 from cfa_cli.config import MAX_SIDE, MIN_SIDE
 from cfa_cli.records import Geometry
 
-AUTO_PIXELS = 224 * 224, 320 * 320  # of the network's input: at least, at most
-FINE_PIXELS = 224 * 224, 448 * 448  # the same of `--size fine`
+AUTO_PIXELS = 224 * 224, 448 * 448  # of the network's input: at least, at most
+SMALL_PIXELS = 224 * 224, 320 * 320  # the same of `--size small`
 MULTIPLE = 16  # px: the coarsest stride
 
 

@@ -134,7 +134,10 @@ def _show(result: ExportResult) -> None:
                 "Verified",
                 f"on {found.images} {'drawn' if found.drawn else 'of the'} images, against this tool",
             ),
-            ("Largest error", f"{found.max_absolute:.2g}, {found.max_relative:.2g} of the image's score"),
+            (
+                "Largest error",
+                f"{found.max_absolute:.2g}, {found.max_relative:.2g} of the image's score or the threshold",
+            ),
             ("Labels", f"{found.labels_agree} of {found.images} agree"),
             ("Time", f"{found.milliseconds:.1f} ms an image; this tool {found.tool_milliseconds:.1f} ms"),
             ("File", f"{', '.join(str(file) for file in result.files)} ({render.file_size(result.bytes)})"),

@@ -21,7 +21,7 @@ DEFAULT_MODEL = Path("cfa-model.safetensors")
 
 FILES, MESSAGES = "Files", "Messages"  # panels of --help
 PANELS = {  # of the options that are made from FitConfig's fields, in their order
-    "Input": ("size", "crop"),
+    "Input": ("size", "crop", "stride"),
     "Backbone": ("backbone", "layers", "weights"),
     "Memory bank and descriptor": ("bank", "gamma_c", "gamma_d"),
     "Training": ("augment", "epochs", "batch_size", "lr", "max_images", "seed"),
@@ -120,8 +120,7 @@ PresetOption = Annotated[
     Preset,
     typer.Option(
         help="default: a K-means bank, no adaptation, scores normalised by position; it finds more defects, many times "
-        "sooner. fast: its maps of strides 8 and 16 alone. accurate: twice as many pixels. paper: the paper's recipe, "
-        "for comparisons."
+        "sooner. fast: half as many pixels. paper: the paper's recipe, for comparisons."
     ),
 ]
 
@@ -191,7 +190,7 @@ def parse_number(text: str, option: str) -> float:
 
 
 _TEXTS: dict[str, Callable[[str], Any]] = {  # fields that are written as text on the command line
-    "size": lambda text: None if text == "auto" else text if text in ("fine", "full") else parse_size(text, "--size"),
+    "size": lambda text: None if text == "auto" else text if text in ("small", "full") else parse_size(text, "--size"),
     "crop": lambda text: parse_size(text, "--crop"),
     "gamma_c": lambda text: None if text == "auto" else parse_number(text, "--gamma-c"),
     "layers": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),

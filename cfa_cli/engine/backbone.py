@@ -22,6 +22,7 @@ def load_backbone(config: FitConfig, notify: Callable[[str], None]) -> tuple[Any
     weights = [load_weights(spec, name, notify) for spec, name in zip(specs, names, strict=True)]
     with torch.random.fork_rng(devices=[]):  # timm draws weights first, which are replaced
         backbone = make_backbone(config.backbone, config.layers, [each.state_dict for each in weights])
+    backbone.stride = config.stride
     info = BackboneInfo(
         config.backbone,
         backbone.layers,

@@ -22,21 +22,22 @@ MOST_COMPRESSED = 20_000  # descriptors that scikit-learn's K-means takes in sec
 FEW = 4  # a share of the positions below 1 / FEW is described one by one
 
 
-def resolve_gamma_c(gamma_c: float | None, grid: tuple[int, int]) -> float:
-    """Return gamma_c; for None (auto) the smallest that keeps h*w / gamma_c within `MAX_AUTO_CENTROIDS`.
+def resolve_gamma_c(config: FitConfig, grid: tuple[int, int]) -> float:
+    """Return the configuration's gamma_c; for None (auto) the smallest that keeps M within `MAX_AUTO_CENTROIDS`.
 
+    It is at least 1/2, and 1 for banks that have no more centroids than an image has patches.
     grid: (h, w) positions.
     """
-    return gamma_c or max(1.0, grid[0] * grid[1] / MAX_AUTO_CENTROIDS)
+    return config.gamma_c or max(0.5 if config.bank == "kmeans" else 1.0, grid[0] * grid[1] / MAX_AUTO_CENTROIDS)
 
 
-def count_centroids(gamma_c: float | None, grid: tuple[int, int], positions: int | None = None) -> int:
-    """Return M = h*w / gamma_c, rounded down, of a grid (h, w); gamma_c None: auto.
+def count_centroids(config: FitConfig, grid: tuple[int, int], positions: int | None = None) -> int:
+    """Return M = h*w / gamma_c, rounded down, of a grid (h, w).
 
     positions: how many of the grid's are not ignored; None: all.
     """
     count = grid[0] * grid[1] if positions is None else positions
-    return int(count / resolve_gamma_c(gamma_c, grid) + 1e-6)  # 3136 may come out as 3135.9999999999995
+    return int(count / resolve_gamma_c(config, grid) + 1e-6)  # 3136 may come out as 3135.9999999999995
 
 
 def build_bank(
@@ -71,9 +72,9 @@ def build_bank(
         if bank == "ema":
             each = drawable()
             first = next(each)
-            start = _cluster(first, count_centroids(config.gamma_c, (height, width), len(first)), config.seed)
+            start = _cluster(first, count_centroids(config, (height, width), len(first)), config.seed)
             return ema_bank(start, (image.parts() for image in each))
-        clusters = count_centroids(config.gamma_c, (height, width), None if known is None else int(known.sum()))
+        clusters = count_centroids(config, (height, width), None if known is None else int(known.sum()))
         if bank == "mean":
             kept = [store.kept([index]) for index in images]
             return _cluster(MeanDescriptors(drawable, kept, known, (height, width)), clusters, config.seed)

@@ -32,12 +32,13 @@ from cfa_cli.engine.warnings import fit_warnings
 from cfa_cli.engine.whitening import whiten
 from cfa_cli.errors import InputError, UsageError
 from cfa_cli.evidence import Calibration
-from cfa_cli.geometry import AUTO_PIXELS, FINE_PIXELS, auto_size, full_size
+from cfa_cli.geometry import AUTO_PIXELS, SMALL_PIXELS, auto_size, full_size
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor, descriptor_channels
 from cfa_cli.model.device import backbone_dtype, choose_device, number_type
 from cfa_cli.model.joined import SCALES, AnyBackbone, JoinedBackbone
 from cfa_cli.model.scoremap import ScoreMap, kept_positions
+from cfa_cli.model.tiles import level_shapes
 from cfa_cli.model.views import View, views_of
 from cfa_cli.notes import LeftOut
 from cfa_cli.records import MAX_PIXELS, Bundle, FitResult, Geometry, ImageStatistics, Progress, ProgressCallback, Source
@@ -58,14 +59,13 @@ def fit(
     """Train and calibrate a model on good images: a folder (searched recursively), or a list of files.
 
     Some of the images, chosen by the seed, are held out from training and calibrate the thresholds. Of more than
-    `config.max_images` a sample of so many is drawn before any is read. `ignore` names what
-    is not looked at: a mask (white is ignored) or polygons as JSON for all images, which the model keeps, or a folder
-    of these by the images' names, which it does not. Files of more than `max_pixels` megapixels are left out.
-    `progress` is called with each step, `notify` with one-line notes. Nothing is written.
+    `config.max_images` a sample of so many is drawn before any is read. `ignore` names what is not looked at: a mask
+    (white is ignored) or polygons as JSON for all images, which the model keeps, or a folder of these by the images'
+    names, which it does not. Files of more than `max_pixels` megapixels are left out. `progress` is called with each
+    step, `notify` with one-line notes. Nothing is written.
 
     Raises InputError for a folder without images and for fewer than 2 usable ones, and where `ignore` does not fit the
-    images or leaves nearly nothing; UsageError for options that do not
-    fit together, WeightsError and DeviceError.
+    images or leaves nearly nothing; UsageError for options that do not fit together, WeightsError and DeviceError.
     """
     start = time.perf_counter()
     config = config or FitConfig()
@@ -211,12 +211,12 @@ def _resolve(
     """Return the geometry, (C_l, h_l, w_l) of each feature map, and the configuration without anything automatic."""
     size = config.size
     if not isinstance(size, tuple):
-        sizes, pixels = sample_sizes(paths, max_pixels), FINE_PIXELS if size == "fine" else AUTO_PIXELS
+        sizes, pixels = sample_sizes(paths, max_pixels), SMALL_PIXELS if size == "small" else AUTO_PIXELS
         size = full_size(sizes) if size == "full" and sizes else auto_size(sizes, pixels)
     geometry = Geometry(size, config.crop, backbone.mean, backbone.std)
-    shapes = backbone.map_shapes(geometry.input_size)
+    shapes = level_shapes(backbone, geometry.input_size)
     grid = shapes[0][1], shapes[0][2]
-    config = replace(config, size=size, gamma_c=resolve_gamma_c(config.gamma_c, grid))
+    config = replace(config, size=size, gamma_c=resolve_gamma_c(config, grid))
     _check_centroids(grid[0] * grid[1], grid, config)
     return geometry, shapes, config
 
@@ -253,7 +253,7 @@ def _check_centroids(positions: int, grid: tuple[int, int], config: FitConfig) -
 
     positions: of the grid, those that are not ignored.
     """
-    centroids = count_centroids(config.gamma_c, grid, positions)
+    centroids = count_centroids(config, grid, positions)
     needed = max(2 * config.neighbours, config.score_neighbours)
     if centroids < needed:
         raise UsageError(

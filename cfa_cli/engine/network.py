@@ -10,6 +10,7 @@ from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.descriptor import Descriptor
 from cfa_cli.model.joined import make_backbone, restore_backbone
 from cfa_cli.model.network import Network
+from cfa_cli.model.tiles import level_shapes
 from cfa_cli.records import Bundle
 from cfa_cli.text import printable
 
@@ -23,8 +24,10 @@ def build_network(bundle: Bundle) -> Network:
         with torch.device("meta"):  # shapes alone: any timm model may be named, and none is made that the file is not
             outline = make_backbone(info.name, info.layers, None)
             outline.check_weights(weights)
-            shapes = outline.map_shapes(input_size)
+            outline.stride = bundle.config.stride
+            shapes = level_shapes(outline, input_size)
         backbone = restore_backbone(info.name, info.layers, weights)
+        backbone.stride = bundle.config.stride
     except CfaError as error:
         raise _misfit(f"its backbone cannot be rebuilt: {error.message.rstrip('.')}") from error
     except (AssertionError, RuntimeError, ValueError) as error:  # timm's, for an input of this size

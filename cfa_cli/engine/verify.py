@@ -31,7 +31,7 @@ class Verification:
     images: int
     drawn: bool  # the images were drawn, not read
     max_absolute: float  # error of any score or map value
-    max_relative: float  # the same, relative to its image's score, which is its map's maximum
+    max_relative: float  # the same, relative to its image's score or, where that is more, the threshold
     labels_agree: int  # of all images
     milliseconds: float  # an image through the exported model, without decoding; median, one image at a time
     tool_milliseconds: float  # through this tool in float32, likewise; resizing counts where the graph resizes
@@ -81,7 +81,7 @@ def verify(
             score, score_map = float(expected[i][0][0]), expected[i][1][0]
             error = max(abs(float(scores[row]) - score), float(np.abs(maps[row] - score_map).max()))
             absolute.append(error)
-            relative.append(error / max(score, float(np.finfo(np.float32).tiny)))
+            relative.append(error / max(score, threshold))
             equal = (float(scores[row]) > threshold) == (score > threshold)
             agree[i] = agree[i] and (equal or abs(score - threshold) <= AT_THRESHOLD * threshold)
         progress(Progress("verifying", done, len(batches), unit="batches"))

@@ -51,6 +51,9 @@ class Backbone(nn.Module):
         ("authors",) takes those of the paper's authors; None strides 4, 8 and 16, the last map of each.
     state_dict: weights under timm's names; those behind the last chosen layer need not be there. None: random ones.
 
+    `stride`, which may be set, is the px of the input that positions of the pooled maps lie apart, at least: see
+    `model.descriptor.thinning`.
+
     Raises WeightsError for an unknown name, a model without feature maps and weights that do not fit; UsageError for
     layers that the model does not have.
     """
@@ -60,7 +63,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         check_backbone_name(name)
-        self.name = name
+        self.name, self.stride = name, 1
         if layers is not None and tuple(layers) == AUTHORS_LAYERS:
             layers = _AUTHORS.get(name)
         # The statistics that the weights expect of their input: RGB, of values in 0..1.

@@ -13,7 +13,7 @@ from cfa_cli.geometry import resize_and_crop
 from cfa_cli.model.backbone import Backbone
 from cfa_cli.model.deployed_quantised import DeployedResNet, Operator
 from cfa_cli.model.deployed_search import DeployedSearch
-from cfa_cli.model.descriptor import coordinates, is_efficientnet, pool_levels
+from cfa_cli.model.descriptor import coordinates, is_efficientnet, pool_levels, thinning
 from cfa_cli.model.joined import AnyBackbone
 from cfa_cli.model.network import Network
 from cfa_cli.model.scoremap import image_scores, position_scores
@@ -54,7 +54,7 @@ class DeployedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.score_map = network.backbone, network.score_map
-        self.divide_by_channels = is_efficientnet(network.backbone.name)
+        self.stride, self.divide_by_channels = network.backbone.stride, is_efficientnet(network.backbone.name)
         if operator is not None and isinstance(network.backbone, Backbone) and network.backbone.quantised is not None:
             self.backbone = DeployedResNet(network.backbone.quantised, operator)
         self.geometry, self.resize = geometry, resize
@@ -81,7 +81,8 @@ class DeployedNetwork(nn.Module):
         images = (images - self.mean) / self.std
         images = images if self.keep is None else images * self.keep
         maps = self.backbone(_channels_last(images))
-        levels = pool_levels(maps, divide_by_channels=self.divide_by_channels)
+        steps = [thinning(self.geometry.input_size[0], each.shape[2], self.stride) for each in maps]
+        levels = pool_levels(maps, steps, divide_by_channels=self.divide_by_channels)
         described = self._describe(levels).permute(0, 2, 3, 1)
         squared = self.search(described.flatten(0, 2), together=self.baseline.numel())
         score_maps = self.score_map(position_scores(squared).view(-1, *self.baseline.shape) / self.baseline)

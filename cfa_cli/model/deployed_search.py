@@ -80,24 +80,36 @@ class DeployedSearch(nn.Module):
         empty = queries.new_zeros(queries.shape[0], self.neighbours)
         begin = torch.zeros((), dtype=torch.int64)
         found: Tensor = while_loop(unfinished, turn, (begin, empty))[1]  # type: ignore[no-untyped-call]
-        return found + queries.square().sum(1, keepdim=True)
+        return found
 
     def _nearest(self, queries: Tensor, short: Tensor, rest: Tensor | None, lengths: Tensor) -> Tensor:
-        """Return |b|^2 - 2 q.b (n, K) of the K nearest, ascending."""
+        """Return the squared distances (n, K) of the K nearest, ascending.
+
+        They are measured by the differences: as sums of products, those of near centroids would be rounding alone.
+        """
         if rest is None:
-            return _smallest(F.linear(queries, short, lengths), self.neighbours)[0]
+            nearest = _smallest(F.linear(queries, short, lengths), self.neighbours)[1]
+            return _squared_distances(queries, short, nearest)
         blocks = _split_trailing(queries)
         norms = _norms(blocks)
         leading, trailing = torch.cat([queries[:, :LEADING], norms], dim=1), torch.cat([*blocks, norms], dim=1)
         bounds, nearest = _smallest_grouped(F.linear(leading, short, lengths), self.measured)
         measured = rest.index_select(0, nearest.flatten()).view(-1, self.measured, rest.shape[1])
         distances = bounds + torch.bmm(measured, trailing[:, :, None])[:, :, 0]
-        found = _smallest(distances, self.neighbours)[0]
+        found, places = _smallest(distances, self.neighbours)
         proved = found[:, -1] <= bounds[:, -1]
         others = torch.nonzero(~proved)[:, 0]  # NaN is never proved, and stays NaN
         whole = F.linear(leading.index_select(0, others), short, lengths)
         whole = whole + F.linear(trailing.index_select(0, others), rest)
-        return found.index_copy(0, others, _smallest(whole, self.neighbours)[0])
+        nearest = nearest.gather(1, places).index_copy(0, others, _smallest(whole, self.neighbours)[1])
+        at_leading = _squared_distances(queries[:, :LEADING], short[:, :LEADING], nearest)
+        return at_leading + _squared_distances(queries[:, LEADING:], rest[:, :-BLOCKS], nearest)
+
+
+def _squared_distances(queries: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
+    """Return those (n, K) of queries (n, D) and centroids -2 b in `bank` (M, D) at indices (n, K)."""
+    chosen = bank.index_select(0, indices.flatten()).view(*indices.shape, bank.shape[1])
+    return (queries[:, None] + chosen / 2).square().sum(2)
 
 
 def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

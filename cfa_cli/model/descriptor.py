@@ -12,13 +12,27 @@ from torch import Tensor, nn
 from cfa_cli.model.search import Frame
 
 
-def pool_levels(maps: Sequence[Tensor], divide_by_channels: bool = False) -> list[Tensor]:
-    """Average each map (B, C_l, h_l, w_l) over 3x3 neighbours, stride 1, zero padding 1.
+def pool_levels(maps: Sequence[Tensor], steps: Sequence[int], divide_by_channels: bool = False) -> list[Tensor]:
+    """Average each map (B, C_l, h_l, w_l) over 3x3 neighbours, zero padding 1, at every `step`-th row and column.
 
-    `divide_by_channels` also divides each by its channel count, as the authors do for EfficientNets.
+    steps: of each map: see `thinning`. Windows are wider where a step is more than 3, so that nothing is passed over.
+    divide_by_channels: also divide each by its channel count, as the authors do for EfficientNets.
     """
-    pooled = [F.avg_pool2d(m, kernel_size=3, stride=1, padding=1) for m in maps]
+    windows = [max(3, step | 1) for step in steps]
+    pooled = [
+        F.avg_pool2d(m, kernel_size=window, stride=step, padding=window // 2)
+        for m, window, step in zip(maps, windows, steps, strict=True)
+    ]
     return [p / p.shape[1] for p in pooled] if divide_by_channels else pooled
+
+
+def thinning(input_height: int, map_height: int, stride: int) -> int:
+    """Return by which step a map's rows (and columns) are thinned, so that they lie `stride` px of the input apart.
+
+    1 for maps that are no finer than that. The step is that of a strided convolution: rows 0, step, 2 step, ... are
+    kept, where the network's own coarser maps have theirs.
+    """
+    return max(1, stride * map_height // input_height)
 
 
 def is_efficientnet(backbone: str) -> bool:

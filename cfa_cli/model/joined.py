@@ -29,7 +29,7 @@ class JoinedBackbone(nn.Module):
     def __init__(self, parts: Sequence[Backbone]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.name = "+".join(part.name for part in parts)
+        self.name, self.stride = "+".join(part.name for part in parts), 1
         self.layers = tuple(_numbered(number, layer) for number, part in enumerate(parts) for layer in part.layers)
         self.channels = tuple(channels for part in parts for channels in part.channels)
         self.mean, self.std = parts[0].mean, parts[0].std

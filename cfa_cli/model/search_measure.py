@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cfa_cli.model.search_filter import gamma
 
+SMALL = 2.0**-6  # of the query's squared length: the rounding of longer distances is below 1e-5 of them
+
 
 class Bank(NamedTuple):
     """Centroids (M, D) float32, their squared lengths (M,), and the largest of these."""
@@ -46,7 +48,8 @@ def measure(
     candidates: (sum of counts,) int64, all queries' centroids, query after query.
     counts: (n,) int64, how many belong to each query; at least k.
 
-    A pair's distance does not depend on what else is measured. Of equal distances the lower index comes first.
+    A pair's distance does not depend on what else is measured. Of equal distances the lower index comes first. What
+    comes out small beside the query's length, where rounding would show, is measured again by the difference.
     """
     starts = np.concatenate([[0], np.cumsum(counts)])
     chosen = torch.from_numpy(candidates)
@@ -59,8 +62,14 @@ def measure(
     for column in range(k):
         best[:, column] = np.minimum.reduceat(keys, starts[:-1])
         keys[keys == np.repeat(best[:, column], counts)] = np.iinfo(np.int64).max
-    nearest = (best >> 32).astype(np.int32).view(np.float32)
-    return torch.from_numpy(nearest), torch.from_numpy(best & 0xFFFFFFFF)
+    nearest = torch.from_numpy((best >> 32).astype(np.int32).view(np.float32))
+    indices = torch.from_numpy(best & 0xFFFFFFFF)
+    rows, columns = torch.nonzero(nearest < SMALL * lengths[:, None], as_tuple=True)
+    if len(rows):
+        nearest[rows, columns] = (queries[rows] - bank.vectors[indices[rows, columns]]).square().sum(1)
+        nearest, order = nearest.sort(dim=1, stable=True)
+        indices = indices.gather(1, order)
+    return nearest, indices
 
 
 def _sampled_products(queries: Tensor, bank: Tensor, starts: Tensor, columns: Tensor) -> Tensor:

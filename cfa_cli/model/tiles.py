@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfa_cli.model.backbone import Backbone
-from cfa_cli.model.descriptor import is_efficientnet, pool_levels
+from cfa_cli.model.descriptor import is_efficientnet, pool_levels, thinning
 from cfa_cli.model.joined import AnyBackbone
 
 TILE = 2048  # px a side, without the overlap, of which larger tiles have less
@@ -20,7 +20,7 @@ PROBE = 64  # px: the other side of the images that tell what depends on what
 
 
 class Plan(NamedTuple):
-    """How an image is cut: px of overlap, and for each feature map its stride in px and its size (h_l, w_l)."""
+    """How an image is cut: px of overlap, and for each pooled map its stride in px and its size (h_l, w_l)."""
 
     overlap: int
     strides: list[int]
@@ -58,6 +58,15 @@ def extract_levels(backbone: AnyBackbone, images: Tensor, dtype: torch.dtype = t
     return levels
 
 
+def level_shapes(backbone: AnyBackbone, input_size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """Return (C_l, h_l, w_l) of each pooled map of an image of (height, width) px; nothing is computed."""
+    shapes = []
+    for channels, height, width in backbone.map_shapes(input_size):
+        step = thinning(input_size[0], height, backbone.stride)
+        shapes.append((channels, -(-height // step), -(-width // step)))
+    return shapes
+
+
 def _planned(backbone: AnyBackbone, height: int, width: int) -> Plan | None:
     """Return the plan for a size, which a backbone makes once: it costs a twentieth of an image."""
     known = _plans.setdefault(backbone, {})
@@ -83,7 +92,7 @@ def plan_tiles(backbone: AnyBackbone, height: int, width: int) -> Plan | None:
         spoiled = [m.isnan().any(dim=3).any(dim=1)[0] for m in backbone(rows)]
         tall = backbone(torch.zeros(1, 3, height, PROBE, device=weight.device, dtype=weight.dtype))
         wide = backbone(torch.zeros(1, 3, PROBE, width, device=weight.device, dtype=weight.dtype))
-    strides = [2 * TILE // len(rows_of) for rows_of in spoiled]
+    strides = [2 * TILE // len(rows_of) for rows_of in spoiled]  # of the network's own maps
     reach = 0
     for stride, of_level in zip(strides, spoiled, strict=True):
         hit = torch.nonzero(of_level)[:, 0]
@@ -92,7 +101,9 @@ def plan_tiles(backbone: AnyBackbone, height: int, width: int) -> Plan | None:
         reach = max(reach, TILE - int(hit[0]) * stride, (int(hit[-1]) + 1) * stride - TILE)
     coarsest = max(strides)
     overlap = -(-(reach + coarsest) // coarsest) * coarsest  # one position more, for the pooling
-    return Plan(overlap, strides, [(t.shape[2], w.shape[3]) for t, w in zip(tall, wide, strict=True)])
+    steps = [thinning(height, each.shape[2], backbone.stride) for each in tall]
+    sizes = [(-(-t.shape[2] // step), -(-w.shape[3] // step)) for t, w, step in zip(tall, wide, steps, strict=True)]
+    return Plan(overlap, [stride * step for stride, step in zip(strides, steps, strict=True)], sizes)
 
 
 def row_bands(height: int, width: int) -> Iterator[tuple[int, int] | None]:
@@ -109,4 +120,6 @@ def _pooled_maps(backbone: AnyBackbone, images: Tensor) -> list[Tensor]:
     dtype = next(backbone.parameters()).dtype
     if dtype != torch.float32:
         images = images.to(dtype)
-    return pool_levels([m.float() for m in backbone(images)], divide_by_channels=is_efficientnet(backbone.name))
+    maps = [m.float() for m in backbone(images)]
+    steps = [thinning(images.shape[2], m.shape[2], backbone.stride) for m in maps]
+    return pool_levels(maps, steps, divide_by_channels=is_efficientnet(backbone.name))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cfa_cli.atomic import atomic_path
-from cfa_cli.config import FitConfig
+from cfa_cli.config import BEFORE_THEY_WERE_FIELDS, FitConfig
 from cfa_cli.errors import InputError
 from cfa_cli.parsing import build_record
 from cfa_cli.results.benchmark import METRICS, Evaluation, Results, average, versions_text
@@ -80,7 +80,7 @@ def read_results(out: Path, fresh: Results) -> Results:
         )
         if stored["config"] is None:
             raise InputError(f"{path} holds the results of models that were given.", _OTHER_OUT)
-        dataset, options = stored["dataset"], {**_shared_options(FitConfig()), "whiten": False, **stored["config"]}
+        dataset, options = stored["dataset"], _shared_options(FitConfig()) | BEFORE_THEY_WERE_FIELDS | stored["config"]
         if stored["version"] < 2:
             options["normalize_positions"] = options.pop("relative")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,6 +1,6 @@
-"""Compare number types, and what else makes a model quicker, on labelled data sets; write precision.md (--out).
+"""Compare number types on labelled data sets; write precision.md's tables (--out).
 
-    python examples/benchmarks/precision.py DATA [--study precision|fast] [--seeds 3] [--device cpu] [--jobs 1]
+    python examples/benchmarks/precision.py DATA [--seeds 3] [--device cpu] [--jobs 1]
 
 DATA is a folder of data sets in MVTec's layout. Each row is fitted on good images alone and measured on the test
 images. Finished runs are kept in --work and not run again. The last line is JSON.
@@ -18,51 +18,25 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from recipe import DEFAULT, Run, measure
+from measuring import Run, measure
 from runs import keep_run, open_runs
 
 from cfa_cli import FitConfig
-from cfa_cli.config import PRESETS
+from cfa_cli.config import Precision
 from cfa_cli.data.category import Category
 from cfa_cli.data.datasets import open_dataset
-from cfa_cli.engine.reading import sample_sizes
-from cfa_cli.geometry import auto_size
 
-FAST = PRESETS["fast"]
-STUDIES: dict[str, dict[str, FitConfig]] = {
-    "precision": {precision: replace(DEFAULT, precision=precision) for precision in ("float32", "bfloat16", "int8")},
-    "fast": {
-        "default": DEFAULT,
-        "224² px": DEFAULT,
-        "160² px": DEFAULT,
-        "gamma_c 8": replace(DEFAULT, gamma_c=8),
-        "strides 8 and 16": FAST,
-        "strides 8 and 16, gamma_d 4": replace(FAST, gamma_d=4),
-        "strides 8 and 16, gamma_c 2": replace(FAST, gamma_c=2),
-        "strides 8 and 16, 224² px": FAST,
-        "strides 8 and 16, 256² px": FAST,
-        "strides 8 and 16, 384² px": FAST,
-        "stride 8": replace(DEFAULT, layers=("8",)),
-    },
-}
+PRECISIONS: list[Precision] = ["float32", "bfloat16", "int8"]
+ROWS = {precision: FitConfig(precision=precision) for precision in PRECISIONS}
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 Job = tuple[str, Category, FitConfig]
-
-
-def configured(title: str, config: FitConfig, category: Category) -> FitConfig:
-    """Return a row's configuration, with the input's size in the images' aspect where the title names a side."""
-    sides = [int(word.removesuffix("²")) for word in title.split() if word.endswith("²")]
-    if not sides:
-        return config
-    area = sides[0] ** 2
-    return replace(config, size=auto_size(sample_sizes(category.train), (area, area)))
 
 
 def run(job: Job) -> tuple[str, Run]:
     """Fit and measure one row on one data set."""
     key, category, config = job
     torch.set_num_threads(1)
-    return key, measure(category, config, every=1)
+    return key, measure(category, config)
 
 
 def run_all(jobs: list[Job], processes: int) -> Iterable[tuple[str, Run]]:
@@ -92,7 +66,6 @@ def main() -> None:
     """Do all runs that are not done, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--study", choices=list(STUDIES), default="precision")
     parser.add_argument("--weights", default="embedded")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -101,24 +74,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     runs: dict[str, Run] = open_runs(options.work)
-    rows, categories = STUDIES[options.study], open_dataset(str(options.data)).categories
+    categories = open_dataset(str(options.data)).categories
     jobs: list[Job] = []
     for seed in range(options.seeds):
         for category in categories:
-            for title, config in rows.items():
+            for title, config in ROWS.items():
                 key = f"{options.weights} | {title} | {category.name} | {seed}"
                 if key not in runs:
                     own = replace(config, weights=options.weights, seed=seed, device=options.device)
-                    jobs.append((key, category, configured(title, own, category)))
+                    jobs.append((key, category, own))
     for key, done in run_all(jobs, options.jobs):
         keep_run(options.work, runs, key, done)
     names = [category.name for category in categories]
     found = {
         (title, name): [runs[f"{options.weights} | {title} | {name} | {seed}"] for seed in range(options.seeds)]
-        for title in rows
+        for title in ROWS
         for name in names
     }
-    lines = [line for metric in METRICS for line in table(metric, list(rows), names, found)]
+    lines = [line for metric in METRICS for line in table(metric, list(ROWS), names, found)]
     if options.out:
         options.out.write_text("\n".join(lines), encoding="utf-8")
     print(json.dumps(runs))

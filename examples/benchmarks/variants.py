@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recipe import random_weights
+from measuring import random_weights
 from runs import keep_run, open_runs
 from torch import Tensor
 
@@ -39,7 +39,7 @@ from cfa_cli.engine.thresholds import split_holdout
 from cfa_cli.engine.training import train_descriptor
 from cfa_cli.geometry import auto_size, resize_map, to_input
 from cfa_cli.model.bank import KMEANS_POINTS, draw, kmeans_bank, mean_bank, whitening
-from cfa_cli.model.descriptor import Descriptor, describe, descriptor_channels, upsample
+from cfa_cli.model.descriptor import Descriptor, describe, descriptor_channels, thinning, upsample
 from cfa_cli.model.scoremap import ScoreMap, position_baseline
 from cfa_cli.model.search import NeighbourSearch
 from cfa_cli.model.tiles import extract_levels
@@ -50,9 +50,11 @@ from cfa_cli.records import Geometry
 class Recipe:
     """What a row computes. The first values are the default's."""
 
-    side: int = 320  # px: the input has about side x side pixels, in the images' aspect
+    side: int = 448  # px: the input has about side x side pixels, in the images' aspect
     levels: tuple[int, ...] = (0, 1, 2)  # of strides 4, 8 and 16
-    clusters: float = 3136  # at most: also no more than there are positions
+    stride: int = 8  # px of the input from one position to the next
+    clusters: int = 6272  # at most
+    clusters_a_position: int = 2  # also at most
     bank: str = "kmeans"
     epochs: int = 0
     gamma_d: int = 2
@@ -70,24 +72,29 @@ class Recipe:
 
 
 DEFAULT = Recipe()
+STRIDE_4 = replace(DEFAULT, stride=4, clusters=3136, clusters_a_position=1)
 ROWS: dict[str, Recipe] = {
     "default": DEFAULT,
+    "320 px (fast)": replace(DEFAULT, side=320),
+    "384 px": replace(DEFAULT, side=384),
+    "half as many clusters": replace(DEFAULT, clusters=3136, clusters_a_position=1),
+    "twice as many clusters": replace(DEFAULT, clusters=12544, clusters_a_position=4),
+    "stride 4, half as many clusters": STRIDE_4,
+    "320 px, stride 4, half as many clusters": replace(STRIDE_4, side=320),
+    "224 px, stride 4, half as many clusters, gamma_d 1, one epoch, not whitened (0.1)": replace(
+        STRIDE_4, side=224, gamma_d=1, epochs=1, whiten=False
+    ),
+    "mean bank, five epochs": replace(STRIDE_4, bank="mean", epochs=5),
     "one epoch": replace(DEFAULT, epochs=1),
     "gamma_d 1": replace(DEFAULT, gamma_d=1),
-    "224 px": replace(DEFAULT, side=224),
-    "448 px": replace(DEFAULT, side=448),
-    "224 px, gamma_d 1, one epoch (0.1)": replace(DEFAULT, side=224, gamma_d=1, epochs=1, whiten=False),
-    "mean bank, five epochs": replace(DEFAULT, bank="mean", epochs=5),
     "not whitened": replace(DEFAULT, whiten=False),
-    "448 px, not whitened": replace(DEFAULT, side=448, whiten=False),
     "no position baseline": replace(DEFAULT, normalize=False),
-    "a quarter of the clusters": replace(DEFAULT, clusters=784),
     "mean distance to 3 neighbours": replace(DEFAULT, neighbours=3),
     "levels balanced": replace(DEFAULT, balance=True),
     "levels balanced, principal axes whitened": replace(DEFAULT, balance=True, axes=0.1, whiten=False),
     "divided by the centroid's own spread": replace(DEFAULT, local=0.5),
     "strides 8 and 16": replace(DEFAULT, levels=(1, 2)),
-    "strides 8 and 16, 448 px": replace(DEFAULT, levels=(1, 2), side=448),
+    "smoothed with 2 px": replace(DEFAULT, sigma=2.0),
     "image score: mean of the top 1 %": replace(DEFAULT, top=0.01),
     "brightness and contrast made equal": replace(DEFAULT, light=True),
     "mirrored images as well": replace(DEFAULT, flips=True),
@@ -192,7 +199,9 @@ class Model:
     """What a recipe learns from good maps: scales, descriptor, bank."""
 
     def __init__(self, maps: Maps, members: list[int], recipe: Recipe, seed: int) -> None:
-        self.recipe, self.grid = recipe, (maps.train[0].shape[1], maps.train[0].shape[2])
+        self.recipe = recipe
+        self.steps = [thinning(maps.size[0], level.shape[1], recipe.stride) for level in maps.train]
+        self.grid = (-(-maps.train[0].shape[1] // self.steps[0]), -(-maps.train[0].shape[2] // self.steps[0]))
         self.scales = [1.0 for _ in maps.train]
         if recipe.balance:
             sample = members[:: max(1, len(members) // 16)]
@@ -205,7 +214,7 @@ class Model:
         if recipe.axes is not None:
             self._project(descriptor, maps, members, seed)
         self._take(descriptor)
-        clusters = min(int(recipe.clusters), self.grid[0] * self.grid[1])
+        clusters = min(recipe.clusters, recipe.clusters_a_position * self.grid[0] * self.grid[1])
         bank = (
             kmeans_bank(lambda: self._all(maps.train, members), len(members), clusters, seed)
             if recipe.bank == "kmeans"
@@ -213,7 +222,8 @@ class Model:
         )
         if recipe.epochs:
             config = FitConfig(epochs=recipe.epochs, seed=seed)
-            store = FeatureStore([(level.shape[3], *level.shape[1:3]) for level in maps.train], len(maps.train[0]))
+            shapes = [tuple(level.shape[1:]) for level in self._levels(maps.train, 0)]
+            store = FeatureStore(shapes, len(maps.train[0]))
             with store:
                 for index in range(len(maps.train[0])):
                     store.append(self._levels(maps.train, index))
@@ -237,8 +247,10 @@ class Model:
         self.weight, self.bias = weight.detach(), bias.detach()
 
     def _levels(self, levels: list[Tensor], index: int) -> list[Tensor]:
-        pairs = zip(levels, self.scales, strict=True)
-        return [level[index : index + 1].float().permute(0, 3, 1, 2) * scale for level, scale in pairs]
+        return [
+            level[index : index + 1, ::step, ::step].float().permute(0, 3, 1, 2) * scale
+            for level, step, scale in zip(levels, self.steps, self.scales, strict=True)
+        ]
 
     def _describe(self, levels: list[Tensor], index: int) -> Tensor:
         with torch.inference_mode():

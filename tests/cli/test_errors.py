@@ -68,7 +68,7 @@ FIT = [
     ("good --lr -1", 2, "lr -1", "0.001"),
     ("good --lr 1e30", 2, "diverged", "--lr"),
     ("good --epochs -1", 2, "epochs -1", "0"),
-    ("good --gamma-c 0", 2, "gamma_c 0", "1"),
+    ("good --gamma-c 0", 2, "gamma_c 0", "more than 0"),
     ("good --gamma-c 60", 2, "centroids", "--gamma-c"),
     ("good --gamma-d -3", 2, "gamma_d -3", "1"),
     ("good --batch-size 0", 2, "batch_size 0", "1"),
@@ -79,7 +79,7 @@ FIT = [
     (
         "good --preset papr",
         2,
-        "'papr' is not one of 'default', 'fast', 'accurate', 'paper'.",
+        "'papr' is not one of 'default', 'fast', 'paper'.",
         "Hint: Did you mean paper? See `cfa fit",
     ),
     ("good --epocs 3", 2, "Error: No such option: --epocs.", "Hint: Did you mean --epochs? See `cfa fit --help`."),
@@ -266,4 +266,4 @@ def test_main_exits_with_the_code(here, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         __main__.main(["info", "none.safetensors"])
     assert caught.value.code == 4
-    assert load_bundle("cfa-model.safetensors").grid == (16, 16)
+    assert load_bundle("cfa-model.safetensors").grid == (8, 8)

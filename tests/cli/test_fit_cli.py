@@ -34,7 +34,7 @@ def test_the_model_is_written_and_summed_up(cfa, few, tmp_path):
     assert facts["Backbone"].strip() == "resnet18 (layer1, layer2, layer3)"
     assert facts["Weights"].startswith(f"embedded (sha256 {bundle.backbone.sha256[:12]}")
     assert "32 x 32 px" in facts["Geometry"]
-    assert "8 x 8 positions" in facts["Geometry"]
+    assert "4 x 4 positions" in facts["Geometry"]
     assert facts["Threshold"].startswith(f"{bundle.calibration.threshold:.4g}, from 1 held-out good images")
     assert "1 epoch, seed 5" in facts["Trained"]
     assert facts["Time"].strip().endswith(" s")
@@ -51,7 +51,7 @@ def test_json_is_one_document(cfa, few):
     assert document["model"] == "made/model.safetensors"
     assert (document["train_images"], document["holdout_images"], document["skipped"]) == (5, 1, [])
     assert document["calibration"]["threshold"] == bundle.calibration.threshold
-    assert document["tensors"]["bank"] == [64, 224]
+    assert document["tensors"]["bank"] == [32, 224]
     assert len(document["losses"]) == 1
     assert len(document["warnings"]) == 2
 
@@ -105,29 +105,30 @@ def test_unreadable_images_are_listed_and_the_rest_is_done(cfa, few):
 @pytest.mark.parametrize(
     ("arguments", "size"),
     [
-        ("", (320, 320)),
-        ("--size fine", (448, 448)),
-        ("--preset accurate", (448, 448)),
-        ("--preset accurate --size auto", (320, 320)),
+        ("", (448, 448)),
+        ("--size small", (320, 320)),
+        ("--preset fast", (320, 320)),
+        ("--preset fast --size auto", (448, 448)),
     ],
 )
-def test_the_accurate_preset_is_the_default_with_finer_input(cfa, tmp_path, arguments, size):
+def test_the_fast_preset_is_the_default_with_a_smaller_input(cfa, tmp_path, arguments, size):
     for number in range(2):
         write_part(tmp_path / "large" / f"{number}.png", number, size=(500, 500))
     assert cfa("fit", tmp_path / "large", "--weights", "embedded", "--layers", "16", *arguments.split()).code == 0
     config = load_bundle("cfa-model.safetensors").config
-    assert config == replace(FitConfig(), weights="embedded", layers=("16",), size=size, gamma_c=1)
+    assert config == replace(FitConfig(), weights="embedded", layers=("16",), size=size, gamma_c=0.5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("", FitConfig(weights="embedded", size=(32, 32), epochs=1, gamma_c=1)),
+        ("", FitConfig(weights="embedded", size=(32, 32), epochs=1, gamma_c=0.5)),
         (
             "--preset paper",
             FitConfig(
                 weights="embedded",
                 size=(32, 32),
+                stride=4,
                 epochs=1,
                 bank="mean",
                 gamma_c=1,
@@ -139,13 +140,15 @@ def test_the_accurate_preset_is_the_default_with_finer_input(cfa, tmp_path, argu
             ),
         ),
         (
-            "--size 64x48 --crop 32x40 --layers 8,4 --bank ema --gamma-c 2 --gamma-d 3 --epochs 0 --batch-size 3 "
-            "--lr 0.01 --seed 9 --augment rotate+flip --holdout 0.4 --max-fpr 0.2 --precision float32 --device cpu",
+            "--size 64x48 --crop 32x40 --layers 8,4 --stride 5 --bank ema --gamma-c 2 --gamma-d 3 --epochs 0 "
+            "--batch-size 3 --lr 0.01 --seed 9 --augment rotate+flip --holdout 0.4 --max-fpr 0.2 --precision float32 "
+            "--device cpu",
             FitConfig(
                 weights="embedded",
                 size=(64, 48),
                 crop=(32, 40),
                 layers=("8", "4"),
+                stride=5,
                 bank="ema",
                 gamma_c=2,
                 gamma_d=3,

@@ -28,7 +28,7 @@ def test_the_options_of_fit_stand_in_panels_with_the_defaults_of_each_preset(cfa
     for panel in ("Files", "Input", "Backbone", "Training", "Threshold", "Computing", "Messages"):
         assert f"─ {panel} ─" in text
     assert f"[default: {FitConfig().epochs}; paper: {PRESETS['paper'].epochs}]" in text
-    assert "[default: auto; accurate: fine; paper: 224x224]" in text
+    assert "[default: auto; fast: small; paper: 224x224]" in text
     assert f"[default: {FitConfig().lr}]" in text
 
 

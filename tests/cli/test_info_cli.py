@@ -23,8 +23,8 @@ def test_what_a_model_is(cfa, model):
         "resnet18 (layer1, layer2, layer3)",
         "embedded",
         "64 x 64 px",
-        "16 x 16 positions",
-        "256 centroids (kmeans)",
+        "8 x 8 positions",
+        "128 centroids (kmeans)",
         f"{bundle.calibration.threshold:.4g}, from 5 held-out good images: aims at 25.0%",
         "2 epochs, seed 1",
         f"torch {bundle.provenance.torch}",
@@ -38,15 +38,15 @@ def test_json(cfa, model):
     bundle = load_bundle(model)
     assert (document["version"], document["command"], document["model"]) == (1, "info", str(model))
     assert document["config"]["epochs"] == 2
-    assert document["grid"] == [16, 16]
+    assert document["grid"] == [8, 8]
     assert tuple(document["calibration"]["holdout_scores"]) == bundle.calibration.holdout_scores
     assert document["provenance"]["images_sha256"] == bundle.provenance.images_sha256
     assert document["tensors"] == {
-        "bank": [256, 224],
+        "bank": [128, 224],
         "descriptor.bias": [224],
         "descriptor.weight": [224, 450, 1, 1],
         "radius": [],
-        "baseline": [16, 16],
+        "baseline": [8, 8],
         **({"ranges": [12]} if bundle.backbone.precision == "int8" else {}),
     }
 

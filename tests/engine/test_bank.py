@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from cfa_cli.config import PRESETS, FitConfig
 from cfa_cli.engine.bank import count_centroids, leave_one_out_baselines, resolve_gamma_c
 from cfa_cli.engine.fit import fit
+from cfa_cli.errors import UsageError
 
 
 def plain_baseline(scores):
@@ -36,18 +37,26 @@ def test_a_single_image_and_absolute_scores_leave_all_positions_alike():
     assert all((baseline == 1).all() for baseline in found)
 
 
-def test_an_automatic_gamma_c_gives_as_many_centroids_as_there_are_positions_but_at_most_3136():
+@pytest.mark.parametrize(("bank", "centroids_a_patch"), [("kmeans", 2), ("mean", 1), ("ema", 1)])
+def test_an_automatic_gamma_c_gives_so_many_centroids_a_patch_but_at_most_6272(bank, centroids_a_patch):
     for positions in [*range(1, 7000), 88 * 36, 56 * 56, 750 * 1000, 2048 * 2048]:
-        assert count_centroids(None, (positions, 1)) == min(positions, 3136)
-    assert count_centroids(PRESETS["paper"].gamma_c, (64, 64)) == 4096
+        assert count_centroids(FitConfig(bank=bank), (positions, 1)) == min(centroids_a_patch * positions, 6272)
+    assert count_centroids(PRESETS["paper"], (64, 64)) == 4096
 
 
 def test_a_gamma_c_that_is_given_is_kept():
-    assert resolve_gamma_c(7, (64, 64)) == 7
-    assert [count_centroids(gamma_c, (64, 64)) for gamma_c in (1, 3, 1.5, 4096, 5000)] == [4096, 1365, 2730, 1, 0]
+    assert resolve_gamma_c(FitConfig(gamma_c=7), (64, 64)) == 7
+    for gamma_c, centroids in {0.25: 16384, 1: 4096, 3: 1365, 1.5: 2730, 4096: 1, 5000: 0}.items():
+        assert count_centroids(FitConfig(gamma_c=gamma_c), (64, 64)) == centroids
 
 
-@pytest.mark.parametrize(("gamma_c", "expected", "centroids"), [(None, 3600 / 3136, 3136), (2.5, 2.5, 1440)])
+@pytest.mark.parametrize("bank", ["mean", "ema"])
+def test_banks_of_an_image_have_no_more_centroids_than_it_has_patches(bank):
+    with pytest.raises(UsageError, match="at most a centroid a patch"):
+        FitConfig(bank=bank, gamma_c=0.5)
+
+
+@pytest.mark.parametrize(("gamma_c", "expected", "centroids"), [(None, 0.5, 1800), (2.5, 2.5, 360)])
 def test_the_bundle_keeps_the_resolved_gamma_c(good_dir, gamma_c, expected, centroids):
     config = FitConfig(weights="embedded", size=(240, 240), epochs=0, gamma_d=16, gamma_c=gamma_c)
     bundle = fit(good_dir, config).bundle

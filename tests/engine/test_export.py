@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import from_numpy
 
-from cfa_cli import predict
-from cfa_cli.bundle import load_bundle
+from cfa_cli import FitConfig, fit, predict
+from cfa_cli.bundle import load_bundle, save_bundle
 from cfa_cli.engine.export import export
 from cfa_cli.engine.export_options import ExportOptions
 from cfa_cli.engine.runtimes import load_exported, load_model
@@ -163,6 +163,16 @@ def test_backbones(images, tmp_path, backbone, size, gamma_d):
     found = export(model, tmp_path / "m.onnx", ExportOptions(dynamic_batch=True), images=images).verification
     assert found.images == len(SIZES)
     assert found.max_relative < 1e-4
+
+
+def test_a_model_of_few_images_knows_their_patches_and_is_exported_all_the_same(good_dir, tmp_path):
+    """Some centroids are patches of these images: distances of nothing, of which rounding would make something."""
+    require("onnx")
+    images = sorted(good_dir.glob("*.png"))[:4]
+    config = FitConfig(weights="embedded", size=(128, 128), precision="float32")
+    save_bundle(fit(images, config).bundle, tmp_path / "m.safetensors")
+    found = export(tmp_path / "m.safetensors", tmp_path / "m.onnx", images=good_dir).verification
+    assert found.max_relative < 2e-5
 
 
 def test_size(few, tmp_path):

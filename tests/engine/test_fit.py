@@ -20,7 +20,7 @@ from cfa_cli.geometry import full_size
 from cfa_cli.records import ImageStatistics
 from tests.conftest import GOOD_IMAGES, write_part
 
-SMALL = FitConfig(weights="embedded", size=(32, 32), epochs=1)
+SMALL = FitConfig(weights="embedded", size=(32, 32), stride=4, gamma_c=1, epochs=1)
 
 
 def shapes(bundle):
@@ -32,12 +32,12 @@ def test_the_bundle_has_the_contracts_tensors(fitted):
     assert shapes(bundle) == {
         "descriptor.weight": (224, 450, 1, 1),
         "descriptor.bias": (224,),
-        "bank": (256, 224),
+        "bank": (128, 224),
         "radius": (),
-        "baseline": (16, 16),
+        "baseline": (8, 8),
         **({"ranges": (12,)} if bundle.backbone.precision == "int8" else {}),
     }
-    assert bundle.grid == (16, 16)
+    assert bundle.grid == (8, 8)
     assert bundle.backbone.layers == ("layer1", "layer2", "layer3")
     assert all(t.dtype == np.float32 and np.isfinite(t).all() for t in bundle.tensors.values())
     assert "backbone.conv1.weight" in bundle.tensors
@@ -130,6 +130,10 @@ def test_no_epochs_leave_the_descriptor_as_it_was_drawn(good_dir):
         ({"layers": ("4", "8")}, {"descriptor.weight": (96, 194, 1, 1), "bank": (64, 96)}, (8, 8), (32, 32)),
         ({"layers": ("layer2",)}, {"descriptor.weight": (64, 130, 1, 1), "bank": (16, 64)}, (4, 4), (32, 32)),
         ({"gamma_c": 4}, {"bank": (16, 224)}, (8, 8), (32, 32)),
+        ({"stride": 8}, {"descriptor.weight": (224, 450, 1, 1), "bank": (16, 224)}, (4, 4), (32, 32)),
+        ({"stride": 8, "gamma_c": 0.5}, {"bank": (32, 224)}, (4, 4), (32, 32)),
+        ({"stride": 16, "gamma_c": 0.5}, {"bank": (8, 224)}, (2, 2), (32, 32)),
+        ({"stride": 8, "size": (40, 70)}, {"bank": (45, 224)}, (5, 9), (40, 70)),
         ({"gamma_d": 7}, {"descriptor.weight": (64, 450, 1, 1), "bank": (64, 64)}, (8, 8), (32, 32)),
         ({"size": (32, 64)}, {"bank": (8 * 16, 224)}, (8, 16), (32, 64)),
         ({"size": (72, 72), "crop": (64, 32)}, {"bank": (16 * 8, 224)}, (16, 8), (64, 32)),
@@ -143,7 +147,7 @@ def test_options_show_in_the_tensors(good_dir, changes, expected, grid, input_si
     found = shapes(bundle)
     assert {name: found[name] for name in expected} == expected
     assert (bundle.grid, bundle.geometry.input_size) == (grid, input_size)
-    assert bundle.config == replace(SMALL, **{"gamma_c": 1} | changes)
+    assert bundle.config == replace(SMALL, **changes)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_options_show_in_the_tensors(good_dir, changes, expected, grid, input_si
             (128, 384),
         ),  # at least 224² px: 224 / sqrt(3) = 129.3 and 224 * sqrt(3) = 388.0, in multiples of 16
         ((160, 480), (160, 480)),  # within: as they are
-        ((500, 1500), (192, 560)),  # at most 320² px: 184.8 and 554.3
+        ((500, 1500), (256, 768)),  # at most 448² px: 258.7 and 776.0
         ((40, 800), (80, 640)),  # 1:8 at most: 224 / sqrt(8) = 79.2 and 224 * sqrt(8) = 633.6
     ],
 )
@@ -169,14 +173,14 @@ def test_auto_size_keeps_the_images_aspect_and_does_not_enlarge_them_needlessly(
     ("source", "expected"),
     [
         ((100, 100), (224, 224)),  # as much as auto enlarges
-        ((400, 400), (400, 400)),  # auto: 320 x 320
-        ((500, 1500), (256, 768)),  # at most 448² px: 258.7 and 776.0, in multiples of 16 (of auto: 192 x 560)
+        ((400, 400), (320, 320)),  # auto: 400 x 400
+        ((500, 1500), (192, 560)),  # at most 320² px: 184.8 and 554.3, in multiples of 16 (of auto: 256 x 768)
     ],
 )
-def test_fine_size_has_up_to_448_px_a_side_in_the_images_aspect(tmp_path, source, expected):
+def test_small_size_has_up_to_320_px_a_side_in_the_images_aspect(tmp_path, source, expected):
     for number in range(3):
         write_part(tmp_path / f"{number}.png", number, size=source)
-    bundle = fit(tmp_path, replace(SMALL, size="fine", layers=("16",), epochs=0)).bundle
+    bundle = fit(tmp_path, replace(SMALL, size="small", layers=("16",), epochs=0)).bundle
     assert bundle.geometry.size == bundle.config.size == expected
 
 

@@ -91,7 +91,7 @@ def test_training_does_not_see_it_either(good_dir: Path, mask: Path, bundle, tmp
     assert other.calibration == bundle.calibration
     for name, tensor in bundle.tensors.items():
         np.testing.assert_array_equal(other.tensors[name], tensor)
-    assert len(bundle.tensors["bank"]) < bundle.grid[0] * bundle.grid[1]
+    assert len(bundle.tensors["bank"]) < 2 * bundle.grid[0] * bundle.grid[1]
 
 
 def test_the_bundle_keeps_it(bundle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -158,7 +158,7 @@ def test_a_folder_ignores_something_else_of_each_image(good_dir: Path, tmp_path:
     [
         ([np.s_[:, :]], (72, 80), "ignores everything"),
         ([np.s_[:, 2:]], (72, 80), "ignores everything"),
-        ([np.s_[:, 8:], np.s_[36:, :]], (72, 80), r"leaves \d+ of the model's 256 positions; at least 16 are needed"),
+        ([np.s_[:, 8:], np.s_[36:, :]], (72, 80), r"leaves \d+ of the model's 64 positions; at least 16 are needed"),
         ([PART], (72, 84), "is 84 x 72 px: its height is 0.857 of its width, that of the images 0.9"),
         ([PART], (80, 72), "is 72 x 80 px"),
     ],

@@ -14,7 +14,7 @@ from cfa_cli.errors import BundleError, UsageError
 from cfa_cli.model import device, quantised
 from cfa_cli.records import Source
 
-CONFIG = FitConfig(weights="embedded", size=(64, 64), epochs=0, precision="int8", device="cpu")
+CONFIG = FitConfig(weights="embedded", size=(64, 64), stride=4, gamma_c=1, epochs=0, precision="int8", device="cpu")
 
 
 @pytest.fixture(scope="module")

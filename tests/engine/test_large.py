@@ -69,7 +69,7 @@ def test_a_defect_of_ten_px_is_found_in_large_images(tmp_path):
     for seed in range(4):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), plate(seed))
     full = fit(tmp_path, FitConfig(weights="embedded", size="full", gamma_d=4, epochs=0)).bundle
-    assert (full.geometry.size, full.tensors["bank"].shape) == ((1024, 1536), (3136, 112))
+    assert (full.geometry.size, full.tensors["bank"].shape) == ((1024, 1536), (6272, 112))
     good, bad = predict(full, [plate(10), plate(11, defect=(700, 1200))])
     assert bad.score > 1.5 * good.score
     row, column = np.unravel_index(bad.map.argmax(), bad.map.shape)

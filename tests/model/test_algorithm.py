@@ -15,7 +15,7 @@ from cfa_cli.model.descriptor import Descriptor, descriptor_channels, is_efficie
 from cfa_cli.model.loss import coupled_hypersphere_loss
 from cfa_cli.model.network import Network
 from cfa_cli.model.scoremap import ScoreMap, image_scores, position_baseline, position_scores
-from cfa_cli.model.tiles import extract_levels
+from cfa_cli.model.tiles import extract_levels, level_shapes
 
 GRIDS = [(8, 8), (6, 10), (9, 4)]
 
@@ -26,14 +26,15 @@ def close(actual, expected, relative=1e-5):
     assert float((actual - expected).abs().max()) <= relative * float(expected.abs().max())
 
 
-def plain_pool(maps):
-    """3x3 mean with zeros around, one pixel at a time."""
+def plain_pool(maps, side=3):
+    """Mean of side x side pixels with zeros around, one pixel at a time."""
     height, width = maps.shape[-2:]
     result = torch.zeros_like(maps)
     for y in range(height):
         for x in range(width):
-            window = maps[:, :, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
-            result[:, :, y, x] = window.sum(dim=(2, 3)) / 9
+            top, left = y - side // 2, x - side // 2
+            window = maps[:, :, max(0, top) : top + side, max(0, left) : left + side]
+            result[:, :, y, x] = window.sum(dim=(2, 3)) / side**2
     return result
 
 
@@ -82,10 +83,31 @@ def plain_nearest(queries, bank, k):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_pooling_averages_three_by_three_with_zeros_around(grid):
     levels = make_levels(grid)
-    for pooled, level in zip(pool_levels(levels), levels, strict=True):
+    for pooled, level in zip(pool_levels(levels, (1, 1, 1)), levels, strict=True):
         close(pooled, plain_pool(level))
-    for pooled, level in zip(pool_levels(levels, divide_by_channels=True), levels, strict=True):
+    for pooled, level in zip(pool_levels(levels, (1, 1, 1), divide_by_channels=True), levels, strict=True):
         close(pooled, plain_pool(level) / level.shape[1])
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_thinned_maps_are_every_second_row_and_column_of_the_pooled_ones(grid):
+    levels = make_levels(grid)
+    for pooled, level, step in zip(pool_levels(levels, (2, 1, 3)), levels, (2, 1, 3), strict=True):
+        close(pooled, plain_pool(level)[:, :, ::step, ::step])
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"), [((64, 64), 8), ((66, 99), 8), ((50, 40), 16), ((64, 96), 5), ((64, 64), 4)]
+)
+def test_patches_lie_a_stride_apart_where_the_networks_own_maps_have_them(size, stride):
+    torch.manual_seed(3)
+    backbone, images = Backbone("resnet18"), torch.randn(1, 3, *size)
+    backbone.stride = stride
+    levels = extract_levels(backbone, images)
+    assert level_shapes(backbone, size) == [tuple(level.shape[1:]) for level in levels]
+    for level, own, map_stride in zip(levels, backbone(images), (4, 8, 16), strict=True):
+        step = max(1, stride // map_stride)
+        close(level, plain_pool(own, 5 if step == 4 else 3)[:, :, ::step, ::step])
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -113,6 +113,18 @@ def test_the_neighbours_are_float64s_up_to_rounding(kind, dtype):
     check(search(queries[:1], 3), queries[:1], search.bank, 3)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_distances_far_below_the_vectors_lengths_are_right_to_their_own_digits(k):
+    """Sums of products would round to a hundred times such a distance: the noise of two patches that are alike."""
+    bank = draw(300, 128)
+    search = NeighbourSearch(bank)
+    queries = search.project(near(bank, noise=1e-4))
+    squared, indices = search(queries, k)
+    exact = (queries.double()[:, None] - search.bank.double()[indices]).square().sum(2)
+    assert float(exact[:, 0].max()) < 1e-5
+    torch.testing.assert_close(squared.double(), exact, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("dtype", FILTER_TYPES, ids=str)
 def test_the_bound_holds_for_every_pair(dtype):
     """P <= (|q - b| + r)^2 + F, with P as the product gives it and everything else in float64."""

@@ -14,9 +14,12 @@ def make_backbone(name="resnet18"):
     return Backbone(name)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1100, 2304), (2050, 1100), (1601, 1503)])
-def test_tiles_give_the_whole_images_maps(monkeypatch, height, width):
+@pytest.mark.parametrize(
+    ("height", "width", "stride"), [(1100, 2304, 1), (2050, 1100, 8), (1601, 1503, 1), (1601, 1503, 8)]
+)
+def test_tiles_give_the_whole_images_maps(monkeypatch, height, width, stride):
     backbone = make_backbone()
+    backbone.stride = stride
     monkeypatch.setattr(tiles, "TILE", 1024)
     monkeypatch.setattr(tiles, "WHOLE_PIXELS", 1024**2)
     image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
@@ -38,6 +41,11 @@ def test_the_overlap_is_the_receptive_fields():
     assert plan.overlap in (128, 144)
     assert plan.strides == [4, 8, 16]
     assert plan.sizes == [(1000, 750), (500, 375), (250, 188)]
+    thinned = make_backbone()
+    thinned.stride = 8
+    plan = plan_tiles(thinned, 4000, 3000)
+    assert plan.strides == [8, 8, 16]
+    assert plan.sizes == [(500, 375), (500, 375), (250, 188)]
 
 
 def test_a_backbone_that_looks_everywhere_is_not_cut():
