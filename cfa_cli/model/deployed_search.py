@@ -23,10 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop  # exporters know no public loop
 
-LEADING = 60  # coordinates; with the norms of the blocks these are 64 columns
+LEADING = 92  # coordinates; with the norms of the blocks these are 96 columns. Of whitened banks fewer prove too little
+MEASURED = (
+    16  # centroids, or more for many neighbours: with these two 1 or 2 of 100 queries are left to the whole product
+)
 BLOCKS = 4  # of trailing coordinates, the first ones shorter: they hold more of the bank's variance
 GROUP = 32  # centroids whose minimum stands for them while the nearest are looked for
-CHUNK_ELEMENTS = 350_000  # of the matrix that a turn of the loop makes: it stays in the processor's cache
+CHUNK_ELEMENTS = 700_000  # of the matrix that a turn of the loop makes: it stays in the processor's cache
 PADDING = 1e37  # squared length of the rows that fill the last group up
 NORM_ROOM = 1 + 2.0**-13  # the bank's norms are stored as slightly more, so that no rounding makes `rest` negative
 HALF_NORM_ROOM = 1 + 2.0**-9  # the same for norms that are then stored as float16
@@ -46,9 +49,9 @@ class DeployedSearch(nn.Module):
 
     def __init__(self, bank: Tensor, neighbours: int, *, half: bool = False) -> None:
         super().__init__()
-        self.neighbours, self.measured = neighbours, 4 * (neighbours + 1)
+        self.neighbours, self.measured = neighbours, max(MEASURED, 4 * (neighbours + 1))
         count, channels = bank.shape
-        self.filtered = channels >= 2 * LEADING and count >= GROUP * self.measured
+        self.filtered = 2 * channels >= 3 * LEADING and count >= GROUP * self.measured
         lengths, rest = bank.square().sum(1), None
         short = bank
         if self.filtered:
@@ -89,27 +92,30 @@ class DeployedSearch(nn.Module):
         """
         if rest is None:
             nearest = _smallest(F.linear(queries, short, lengths), self.neighbours)[1]
-            return _squared_distances(queries, short, nearest)
+            return _squared_distances(queries, _rows(short, nearest))
         blocks = _split_trailing(queries)
         norms = _norms(blocks)
         leading, trailing = torch.cat([queries[:, :LEADING], norms], dim=1), torch.cat([*blocks, norms], dim=1)
         bounds, nearest = _smallest_grouped(F.linear(leading, short, lengths), self.measured)
-        measured = rest.index_select(0, nearest.flatten()).view(-1, self.measured, rest.shape[1])
-        distances = bounds + torch.bmm(measured, trailing[:, :, None])[:, :, 0]
+        distances = bounds + torch.bmm(_rows(rest, nearest), trailing[:, :, None])[:, :, 0]
         found, places = _smallest(distances, self.neighbours)
         proved = found[:, -1] <= bounds[:, -1]
         others = torch.nonzero(~proved)[:, 0]  # NaN is never proved, and stays NaN
         whole = F.linear(leading.index_select(0, others), short, lengths)
         whole = whole + F.linear(trailing.index_select(0, others), rest)
         nearest = nearest.gather(1, places).index_copy(0, others, _smallest(whole, self.neighbours)[1])
-        at_leading = _squared_distances(queries[:, :LEADING], short[:, :LEADING], nearest)
-        return at_leading + _squared_distances(queries[:, LEADING:], rest[:, :-BLOCKS], nearest)
+        centroids = torch.cat([_rows(short, nearest)[..., :LEADING], _rows(rest, nearest)[..., :-BLOCKS]], dim=2)
+        return _squared_distances(queries, centroids)
 
 
-def _squared_distances(queries: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
-    """Return those (n, K) of queries (n, D) and centroids -2 b in `bank` (M, D) at indices (n, K)."""
-    chosen = bank.index_select(0, indices.flatten()).view(*indices.shape, bank.shape[1])
-    return (queries[:, None] + chosen / 2).square().sum(2)
+def _rows(table: Tensor, indices: Tensor) -> Tensor:
+    """Return the rows of a table (M, C) at indices (n, K): (n, K, C)."""
+    return table.index_select(0, indices.flatten()).view(*indices.shape, table.shape[1])
+
+
+def _squared_distances(queries: Tensor, centroids: Tensor) -> Tensor:
+    """Return those (n, K) of queries q (n, D) and centroids b, each its own, given as -2 b (n, K, D)."""
+    return (queries[:, None] + centroids / 2).square().sum(2)
 
 
 def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
