@@ -177,7 +177,9 @@ def draw_thumbnail(
     if score_map is None:
         return small
     small_map = resize_map(score_map, bundle.geometry, size)
-    mask = mark_reduced(score_map, bundle.geometry, bundle.calibration, full, size)
+    mask = mark_reduced(
+        small_map, bundle.calibration, lambda: mark(resize_map(score_map, bundle.geometry, full), bundle.calibration)
+    )
     ignored = None if prediction is None else find_ignored(prediction, bundle, size)
     return blend(small, small_map, bundle.calibration, mask, ignored)
 

@@ -170,7 +170,7 @@ class Pictures:
         small = draw_thumbnail(image, None, bundle)
         reduced = small.shape[0], small.shape[1]
         small_map = resize_map(prediction.score_map, geometry, reduced)
-        mask = mark_reduced(prediction.score_map, geometry, calibration, size, reduced, marked)
+        mask = mark_reduced(small_map, calibration, lambda: marked)
         ignored = find_ignored(prediction, bundle, reduced)
         if ignored is not None:
             yield REPORT_FOLDER, REPORT_IGNORED, draw_hatching(ignored)

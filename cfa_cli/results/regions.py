@@ -7,6 +7,8 @@ is over its threshold where it shows a region.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -79,23 +81,16 @@ def mark(score_map: np.ndarray, calibration: Calibration) -> np.ndarray:
     return np.asarray(np.multiply(reached == 255, np.uint8(255)))
 
 
-def mark_reduced(
-    score_map: np.ndarray,
-    geometry: Geometry,
-    calibration: Calibration,
-    size: tuple[int, int],
-    reduced: tuple[int, int],
-    marked: np.ndarray | None = None,
-) -> np.ndarray:
-    """Mark, in a picture reduced to (h, w) px, the regions of an image of `size` (height, width) px.
+def mark_reduced(small_map: np.ndarray, calibration: Calibration, marked: Callable[[], np.ndarray]) -> np.ndarray:
+    """Mark the regions of an image in a picture of it that is reduced to (h, w) px.
 
-    score_map: (H, W) float32, at the network's input. Where areas count, they are those of the image itself.
-    marked: what `mark` makes of the map at `size`, if that is known.
+    small_map: (h, w) float32.
+    marked: gives what `mark` makes of the map at the image's own size: where areas count, they are those.
     """
     if calibration.min_area <= 1:
-        return mark(resize_map(score_map, geometry, reduced), calibration)
-    mask = mark(resize_map(score_map, geometry, size), calibration) if marked is None else marked
-    return np.multiply(cv2.resize(mask, reduced[::-1], interpolation=cv2.INTER_AREA) > 0, np.uint8(255))
+        return mark(small_map, calibration)
+    size = small_map.shape[1], small_map.shape[0]
+    return np.multiply(cv2.resize(marked(), size, interpolation=cv2.INTER_AREA) > 0, np.uint8(255))
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:

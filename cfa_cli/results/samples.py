@@ -13,7 +13,7 @@ from cfa_cli.geometry import resize_map
 from cfa_cli.records import Bundle, Prediction
 from cfa_cli.results.benchmark import ImageScore
 from cfa_cli.results.overlays import blend, draw_heatmap, find_ignored, to_8_bit
-from cfa_cli.results.regions import mark_reduced
+from cfa_cli.results.regions import mark, mark_reduced
 
 SAMPLES_FOLDER = "samples"
 SAMPLES = ("best", "median", "worst")
@@ -62,7 +62,9 @@ def draw_sample(prediction: Prediction, mask: np.ndarray | None, bundle: Bundle)
         truth[shares > 0] = 255  # a defect of a few px is still seen
     small_map = resize_map(score_map, bundle.geometry, size)
     calibration = bundle.calibration
-    marked = mark_reduced(score_map, bundle.geometry, calibration, (height, width), size)
+    marked = mark_reduced(
+        small_map, calibration, lambda: mark(resize_map(score_map, bundle.geometry, (height, width)), calibration)
+    )
     overlay = blend(small, small_map, calibration, marked, find_ignored(prediction, bundle, size))
     gap = np.full((size[0], _GAP, 3), 255, np.uint8)
     heatmap = draw_heatmap(small_map, calibration)

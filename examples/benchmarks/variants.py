@@ -136,7 +136,7 @@ def extract(network: str, category: Category, recipe: Recipe, every: int, work: 
 
 def _extract(network: str, category: Category, recipe: Recipe, every: int, work: Path) -> dict[str, Any]:
     config = network_config(network, work)
-    backbone, _ = load_backbone(config, print)
+    backbone, _ = load_backbone(replace(config, stride=1), print)  # rows thin the maps themselves
     backbone.to(torch.bfloat16).to(memory_format=torch.channels_last)
     good, test = list(category.train[::every]), [image.path for image in category.test[::every]]
     size = auto_size(sample_sizes(good), (min(224, recipe.side) ** 2, recipe.side**2))

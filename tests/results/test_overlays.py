@@ -201,7 +201,7 @@ def test_small_pictures_mark_what_counts_at_full_size():
     for min_area, marked in ((1, (True, True)), (2500, (False, True)), (9000, (False, False))):
         calibration = replace(bundle.calibration, min_area=min_area)
         full = mark(resize_map(score_map, bundle.geometry, (320, 320)), calibration)
-        small = mark_reduced(score_map, bundle.geometry, calibration, (320, 320), (40, 40))
+        small = mark_reduced(resize_map(score_map, bundle.geometry, (40, 40)), calibration, full.copy)
         assert (full[50, 50] > 0, full[200, 200] > 0) == marked
         assert (small[6, 6] > 0, small[25, 25] > 0) == marked
         picture = draw_thumbnail(image, score_map, replace(bundle, calibration=calibration), 160)
