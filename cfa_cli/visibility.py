@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from cfa_cli.config import MAX_SIDE, Size
 from cfa_cli.records import Bundle
 
-# Measured: drawn squares of 25 % contrast are found where they are as large as this in the network's input, at half of it
-# some are (examples/benchmarks/smallest_defect.md).
+# Measured: drawn squares of 25 % contrast are found where they are as large as this in the network's input; at half of
+# it some are (examples/benchmarks/smallest_defect.md).
 VISIBLE_SIDE = 4.0  # px of the network's input
 NOTABLE = 1.5  # times that images are reduced, or that a larger size sees less: below it, nothing need be said
 STEP = 4  # times as many px a side: the larger size that is offered
