@@ -23,10 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop  # exporters know no public loop
 
-LEADING = 92  # coordinates; with the norms of the blocks these are 96 columns. Of whitened banks fewer prove too little
-MEASURED = (
-    16  # centroids, or more for many neighbours: with these two 1 or 2 of 100 queries are left to the whole product
-)
+LEADING = 124  # coordinates; with the norms of the blocks 128 columns. Fewer prove little where a bank is whitened
 BLOCKS = 4  # of trailing coordinates, the first ones shorter: they hold more of the bank's variance
 GROUP = 32  # centroids whose minimum stands for them while the nearest are looked for
 CHUNK_ELEMENTS = 700_000  # of the matrix that a turn of the loop makes: it stays in the processor's cache
@@ -49,7 +46,7 @@ class DeployedSearch(nn.Module):
 
     def __init__(self, bank: Tensor, neighbours: int, *, half: bool = False) -> None:
         super().__init__()
-        self.neighbours, self.measured = neighbours, max(MEASURED, 4 * (neighbours + 1))
+        self.neighbours, self.measured = neighbours, 4 * (neighbours + 1)
         count, channels = bank.shape
         self.filtered = 2 * channels >= 3 * LEADING and count >= GROUP * self.measured
         lengths, rest = bank.square().sum(1), None
