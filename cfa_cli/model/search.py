@@ -13,10 +13,11 @@ the k smallest pairs (m(q, b), index of b) over the whole bank, whatever was sea
 true squared distance by rounding alone, the result is that of the float32 search by the full product.
 
 Why it holds. Let m_k be the k-th smallest distance measured so far, E the error of measuring, r the error of shortening
-both vectors and F the error of the short product P (each is derived where it is computed). If m(q, b) <= m_k, then
+both vectors and F the error of the short product P (each is derived where it is computed). What is returned for m_k may
+be measured again (`search_measure`), and be smaller by E: call it n_k. If m(q, b) <= m_k, then
 
-    |q - b|^2  <=  m_k + E                              by `measuring_error`
-    P(q, b)    <=  (sqrt(m_k + E) + r)^2 + F            by the lemma in `search_filter`.
+    |q - b|^2  <=  m_k + E  <=  n_k + 2 E               by `measuring_error`
+    P(q, b)    <=  (sqrt(n_k + 2 E) + r)^2 + F          by the lemma in `search_filter`.
 
 Every centroid that satisfies the last line is measured, so none that belongs to the result is missed.
 How many columns the short product has and how many centroids are measured first (`search_tuning`) affect time alone.
@@ -162,7 +163,7 @@ class NeighbourSearch:
             return None
         squared, indices = measure(queries, lengths, self._scaled, *candidates, k)
 
-        furthest = squared[:, -1] + measuring_error(queries.shape[1]) * (lengths + self._scaled.longest)
+        furthest = squared[:, -1] + 2 * measuring_error(queries.shape[1]) * (lengths + self._scaled.longest)
         bounds = ((furthest.sqrt() + rounding).square() + error) * ROUNDING_ROOM
         missed = torch.nonzero(bounds > limits)[:, 0]
         if len(missed):
