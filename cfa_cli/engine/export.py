@@ -47,7 +47,7 @@ from cfa_cli.model.network import Network
 from cfa_cli.model.quantised import multiplies_bytes
 from cfa_cli.records import Bundle, ExportFormat, NumberType, Progress, ProgressCallback
 
-TOLERANCE = 1e-4  # of scores and map values, relative to the image's score
+TOLERANCE = 1e-4  # of scores and map values: see `Verification.max_relative`
 HALF_TOLERANCE = 1e-2
 INT8_TOLERANCE = 2e-2  # a value between two bytes may become either: see `model.deployed_quantised`
 OPERATORS: dict[ExportFormat, Operator] = {"onnx": "ConvInteger", "openvino": "DequantizeLinear"}  # of int8 backbones

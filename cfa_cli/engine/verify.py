@@ -34,7 +34,7 @@ class Verification:
     max_relative: float  # the same, relative to its image's score or, where that is more, the threshold
     labels_agree: int  # of all images
     milliseconds: float  # an image through the exported model, without decoding; median, one image at a time
-    tool_milliseconds: float  # through this tool in float32, likewise; resizing counts where the graph resizes
+    tool_milliseconds: float  # through this tool in the same numbers, likewise; resizing counts where the graph resizes
 
 
 def read_images(folder: Path, training: TrainingImages | None, limit: int = IMAGES) -> list[np.ndarray]:

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfa_cli.model.quantised import QuantisedResNet
-from cfa_cli.model.quantised import _Convolution as Convolution
+from cfa_cli.model.quantised import Convolution, QuantisedResNet
 
 SHIFT = 128  # between a byte with a sign and one without
 

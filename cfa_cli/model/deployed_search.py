@@ -48,7 +48,7 @@ class DeployedSearch(nn.Module):
         super().__init__()
         self.neighbours, self.measured = neighbours, 4 * (neighbours + 1)
         count, channels = bank.shape
-        self.filtered = 2 * channels >= 3 * LEADING and count >= GROUP * self.measured
+        self.filtered = channels >= 3 * LEADING // 2 and count >= GROUP * self.measured
         lengths, rest = bank.square().sum(1), None
         short = bank
         if self.filtered:
@@ -57,8 +57,8 @@ class DeployedSearch(nn.Module):
             norms = _norms(blocks) * (HALF_NORM_ROOM if half else NORM_ROOM)
             short = torch.cat([leading, norms], dim=1)
             rest = torch.cat([*blocks, -norms], dim=1)
-        self.register_buffer("short", (-2 * short).float())  # (M', D or 64), M' >= M
-        self.register_buffer("rest", None if rest is None else (-2 * rest).float())  # (M', D - 56)
+        self.register_buffer("short", (-2 * short).float())  # (M', D or 128), M' >= M
+        self.register_buffer("rest", None if rest is None else (-2 * rest).float())  # (M', D - 120)
         self.register_buffer("lengths", lengths.float())  # (M',)
 
     def forward(self, queries: Tensor, together: int) -> Tensor:
@@ -111,8 +111,8 @@ def _rows(table: Tensor, indices: Tensor) -> Tensor:
 
 
 def _squared_distances(queries: Tensor, centroids: Tensor) -> Tensor:
-    """Return those (n, K) of queries q (n, D) and centroids b, each its own, given as -2 b (n, K, D)."""
-    return (queries[:, None] + centroids / 2).square().sum(2)
+    """Return those (n, K), ascending, of queries q (n, D) and centroids b, each its own, given as -2 b (n, K, D)."""
+    return _smallest((queries[:, None] + centroids / 2).square().sum(2), centroids.shape[1])[0]
 
 
 def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

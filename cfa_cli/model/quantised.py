@@ -135,7 +135,7 @@ def multiplies_bytes(device: torch.device) -> bool:
     return bool(torch.allclose(found, torch.tensor(64.0 * 9 * MOST_BYTE)))
 
 
-class _Convolution:
+class Convolution:
     """A convolution of bytes with the normalisation that follows it.
 
     step, zero: a byte b of its input stands for (b - zero) * step.
@@ -156,7 +156,7 @@ class _Convolution:
         return _to_bytes(values, self.step)
 
 
-class _NativeConvolution(_Convolution):
+class _NativeConvolution(Convolution):
     """By oneDNN: bytes times bytes."""
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, step: float, zero: int) -> None:
@@ -193,7 +193,7 @@ class _NativeConvolution(_Convolution):
         return result
 
 
-class _SimulatedConvolution(_Convolution):
+class _SimulatedConvolution(Convolution):
     """By float32 on any device: integers below 2^24 are exact in it, and so are nearly all of their sums."""
 
     def __call__(

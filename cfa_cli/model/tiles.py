@@ -90,8 +90,6 @@ def plan_tiles(backbone: AnyBackbone, height: int, width: int) -> Plan | None:
         rows = torch.zeros(1, 3, 2 * TILE, PROBE, device=weight.device, dtype=weight.dtype)
         rows[:, :, TILE] = torch.nan
         spoiled = [m.isnan().any(dim=3).any(dim=1)[0] for m in backbone(rows)]
-        tall = backbone(torch.zeros(1, 3, height, PROBE, device=weight.device, dtype=weight.dtype))
-        wide = backbone(torch.zeros(1, 3, PROBE, width, device=weight.device, dtype=weight.dtype))
     strides = [2 * TILE // len(rows_of) for rows_of in spoiled]  # of the network's own maps
     reach = 0
     for stride, of_level in zip(strides, spoiled, strict=True):
@@ -101,9 +99,8 @@ def plan_tiles(backbone: AnyBackbone, height: int, width: int) -> Plan | None:
         reach = max(reach, TILE - int(hit[0]) * stride, (int(hit[-1]) + 1) * stride - TILE)
     coarsest = max(strides)
     overlap = -(-(reach + coarsest) // coarsest) * coarsest  # one position more, for the pooling
-    steps = [thinning(height, each.shape[2], backbone.stride) for each in tall]
-    sizes = [(-(-t.shape[2] // step), -(-w.shape[3] // step)) for t, w, step in zip(tall, wide, steps, strict=True)]
-    return Plan(overlap, [stride * step for stride, step in zip(strides, steps, strict=True)], sizes)
+    pooled_strides = [2 * TILE // rows for _, rows, _ in level_shapes(backbone, (2 * TILE, PROBE))]
+    return Plan(overlap, pooled_strides, [(h, w) for _, h, w in level_shapes(backbone, (height, width))])
 
 
 def row_bands(height: int, width: int) -> Iterator[tuple[int, int] | None]:

@@ -57,7 +57,7 @@ def test_distances_are_the_nearest(name, neighbours, monkeypatch):
     middle = bank.double().median(0).values
     terms = (queries - middle).square().sum(1) + (bank - middle).square().sum(1).max()
     assert ((found.double() - expected).abs().max(1).values <= 1e-5 * terms + 1e-9).all()
-    assert (found.diff(dim=1) >= -1e-6 * terms[:, None]).all()
+    assert (found.diff(dim=1) >= 0).all()
     assert (found[50:90, 0] <= 1e-9 * terms[50:90]).all()  # of centroids themselves there is no such rounding
 
 
